@@ -1,0 +1,104 @@
+// Shape, dtype and device checks of the operators. The public Python functions check first and with
+// friendlier words; these keep a direct call of torch.ops.fused_lif from reading foreign memory.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "lif_step.h"
+#include "surrogate.h"
+
+namespace fused_lif {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+template <typename... Args>
+[[noreturn]] inline void fail(const Args&... args) {
+  std::ostringstream message;
+  message << "fused_lif: ";
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+template <typename... Args>
+inline void check(bool condition, const Args&... args) {
+  if (!condition) [[unlikely]] fail(args...);
+}
+
+inline std::string to_string(Sizes sizes) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t k = 0; k < sizes.size(); ++k) text << (k ? ", " : "") << sizes[k];
+  text << "]";
+  return text.str();
+}
+
+inline bool equal(Sizes a, Sizes b) {
+  if (a.size() != b.size()) return false;
+  for (size_t k = 0; k < a.size(); ++k)
+    if (a[k] != b[k]) return false;
+  return true;
+}
+
+inline bool is_floating(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::Half ||
+         t == ScalarType::BFloat16;
+}
+
+// The type that the computation is done in, and that of states: float32 for half inputs.
+inline ScalarType compute_type(ScalarType t) {
+  return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// x is [T, *step], or [*step] for a single step; v is [*step].
+inline void check_input(const char* op, const Tensor& x, const Tensor& v) {
+  check(
+      x.dim() == v.dim() || x.dim() == v.dim() + 1, op, ": x must have shape [T, *step] for v of shape ",
+      to_string(v.sizes()), ", got ", to_string(x.sizes()));
+  check(
+      x.dim() == v.dim() || x.size(0) >= 1, op, ": x must have at least one time step, got shape ",
+      to_string(x.sizes()));
+  check(is_floating(x.scalar_type()), op, ": x must be float64, float32, float16 or bfloat16");
+}
+
+inline void check_tensor(
+    const char* op,
+    const char* name,
+    const Tensor& t,
+    Sizes sizes,
+    ScalarType dtype,
+    const Tensor& x) {
+  check(
+      equal(t.sizes(), sizes), op, ": ", name, " must have shape ", to_string(sizes),
+      " to match x of shape ", to_string(x.sizes()), ", got ", to_string(t.sizes()));
+  check(
+      t.scalar_type() == dtype, op, ": ", name, " must have the dtype ",
+      dtype == ScalarType::Double ? "float64" : "of x, or float32 for states", " to match x");
+  check(t.device() == x.device(), op, ": ", name, " must be on the device of x");
+}
+
+inline Neuron check_neuron(const char* op, int64_t neuron) {
+  check(
+      neuron >= 0 && neuron < static_cast<int64_t>(Neuron::kCount), op, ": unknown neuron ",
+      neuron);
+  return static_cast<Neuron>(neuron);
+}
+
+inline Surrogate check_surrogate(const char* op, int64_t method) {
+  check(
+      method >= 0 && method < static_cast<int64_t>(Surrogate::kCount), op,
+      ": unknown surrogate id ", method, "; known ids are 0 to ",
+      static_cast<int64_t>(Surrogate::kCount) - 1);
+  return static_cast<Surrogate>(method);
+}
+
+}  // namespace fused_lif

@@ -1,0 +1,582 @@
+// Operators on the CPU: check and describe the arguments, allocate, and run the loops of kernels.inc
+// over the columns (neurons of all batch rows) with torch's own threads.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "capability.h"
+#include "kernels.h"
+
+namespace fused_lif::cpu {
+namespace {
+
+constexpr int64_t kGrain = 65536;  // neuron-steps worth a thread
+
+// From 32 MiB on, malloc takes fresh pages from the system for every tensor. Faulting them in one small
+// page at a time costs more than the kernel itself; huge pages cost a tenth of that.
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 2 << 20;
+  if (bytes < (size_t{32} << 20)) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
+#endif
+}
+
+Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
+    strides[d] = stride;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
+  advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
+std::vector<int64_t> to_vector(Sizes sizes) { return {sizes.begin(), sizes.end()}; }
+
+int64_t product(const std::vector<int64_t>& sizes, size_t begin, size_t end) {
+  int64_t n = 1;
+  for (size_t d = begin; d < end; ++d) n *= sizes[d];
+  return n;
+}
+
+// x is [T, *step], or [*step] for a single step. M is the number of columns: neurons of all batch rows.
+struct Shape {
+  std::vector<int64_t> step;
+  int64_t T, M;
+
+  Shape(const Tensor& x, const Tensor& v)
+      : step(to_vector(v.sizes())),
+        T(x.dim() == v.dim() ? 1 : x.size(0)),
+        M(product(step, 0, step.size())) {}
+
+  // Sizes of the kept states: potential and current, or the potential only, of `rows` steps.
+  std::vector<int64_t> states(bool synapse, int64_t rows) const {
+    std::vector<int64_t> sizes = {synapse ? 2 : 1, rows};
+    sizes.insert(sizes.end(), step.begin(), step.end());
+    return sizes;
+  }
+};
+
+DType to_dtype(ScalarType t) {
+  switch (t) {
+    case ScalarType::Double: return DType::kDouble;
+    case ScalarType::Half: return DType::kHalf;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default: return DType::kFloat;
+  }
+}
+
+// A thread's scratch memory; kept, because a single step is called thousands of times.
+void* scratch() {
+  constexpr size_t kAlignment = 64;
+  thread_local const std::unique_ptr<std::byte[]> bytes(new std::byte[kScratchBytes + kAlignment]);
+  const auto address = reinterpret_cast<uintptr_t>(bytes.get());
+  return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+// Describes a sequence for the loops: as it lies if it is contiguous, repeats one step, or its last
+// dimensions are contiguous rows of some length (batch-first views); through a copy otherwise, which
+// `keep_alive` then holds.
+Sequence describe_sequence(const Tensor& x, const Shape& shape, Tensor& keep_alive) {
+  constexpr int64_t kShortestRow = 64;
+  const auto sizes = x.sizes(), strides = x.strides();
+  const int64_t M = shape.M, T = shape.T, stride_t = T == 1 ? 0 : strides[0];
+  const size_t first = sizes.size() - shape.step.size();  // dimension of `step`
+  // Dimensions from `d` on are one contiguous row.
+  size_t d = sizes.size();
+  int64_t row = 1;
+  while (d > first && (sizes[d - 1] == 1 || strides[d - 1] == row)) row *= sizes[--d];
+  if (row == M) return {x.data_ptr(), std::max<int64_t>(M, 1), 0, stride_t};
+  // The dimensions before it must be evenly spaced.
+  const auto evenly_spaced = [&] {
+    for (size_t k = d - 1; k > first; --k)
+      if (strides[k - 1] != strides[k] * sizes[k]) return false;
+    return true;
+  };
+  if (row >= kShortestRow && evenly_spaced()) return {x.data_ptr(), row, strides[d - 1], stride_t};
+  if (stride_t == 0 && T > 1) {  // repeat a copy of the step, not a copy of all steps
+    Tensor view = x;
+    keep_alive = torch::stable::contiguous(torch::stable::narrow(view, 0, 0, 1));
+    return {keep_alive.data_ptr(), M, 0, 0};
+  }
+  keep_alive = torch::stable::contiguous(x);
+  return {keep_alive.data_ptr(), M, 0, M};
+}
+
+// ---- constants ----
+
+// How a tensor of constants is laid out over the columns. The kernel sees `period` values, each for
+// `inner` consecutive columns; value q is the tensor's element index[q], or q if index is empty.
+struct Layout {
+  int64_t inner = 1, period = 1;
+  std::vector<int64_t> index;
+};
+
+Layout layout_of(
+    const char* op, const char* name, Sizes sizes, const std::vector<int64_t>& step) {
+  const size_t missing = step.size() - std::min(step.size(), sizes.size());
+  bool fits = sizes.size() <= step.size();
+  size_t first = step.size(), last = 0;  // dimensions that are not broadcast lie in [first, last)
+  for (size_t d = missing; fits && d < step.size(); ++d) {
+    const int64_t n = sizes[d - missing];
+    fits = n == 1 || n == step[d];
+    if (n != 1) first = std::min(first, d), last = d + 1;
+  }
+  check(
+      fits, op, ": ", name, " must broadcast to one time step of shape ", to_string({step.data(), step.size()}),
+      ", got shape ", to_string(sizes));
+  Layout layout;
+  first = std::min(first, last);
+  layout.inner = std::max<int64_t>(product(step, last, step.size()), 1);
+  layout.period = product(step, first, last);
+  for (size_t d = first; d < last; ++d) {
+    if (sizes[d - missing] == step[d]) continue;
+    // A hole, such as [C, 1, W] over [C, H, W]: list the elements.
+    layout.index.resize(layout.period);
+    for (int64_t q = 0; q < layout.period; ++q) {
+      int64_t rest = q, element = 0, stride = 1;
+      for (size_t e = last; e-- > first; rest /= step[e]) {
+        const int64_t n = sizes[e - missing];
+        element += (n == 1 ? 0 : rest % step[e]) * stride;
+        stride *= n;
+      }
+      layout.index[q] = element;
+    }
+    break;
+  }
+  return layout;
+}
+
+// Calls f with a pointer of the tensor's own type.
+template <typename F>
+void visit_elements(const Tensor& t, const F& f) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return f(static_cast<double*>(t.data_ptr()));
+    case ScalarType::Half: return f(static_cast<torch::headeronly::Half*>(t.data_ptr()));
+    case ScalarType::BFloat16: return f(static_cast<torch::headeronly::BFloat16*>(t.data_ptr()));
+    default: return f(static_cast<float*>(t.data_ptr()));
+  }
+}
+
+// The constants of one call in the type S of the computation, and what they say about denormals.
+template <typename S>
+class ConstantSet {
+ public:
+  // dt * tau is formed in the type of tau (float32 for half types), as eager torch does.
+  ConstantSet(
+      const char* op,
+      const std::vector<int64_t>& step,
+      const std::optional<Tensor> (&tensors)[kNumConstants],
+      double dt,
+      const Tensor& x) {
+    static constexpr const char* kNames[kNumConstants] = {
+        "tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset", "alpha"};
+    int64_t total = 0;
+    for (int k = 0; k < kNumConstants; ++k) {
+      if (!tensors[k]) continue;
+      check(is_floating(tensors[k]->scalar_type()), op, ": ", kNames[k], " must be floating-point");
+      check(tensors[k]->device() == x.device(), op, ": ", kNames[k], " must be on the device of x");
+      layouts_[k] = layout_of(op, kNames[k], tensors[k]->sizes(), step);
+      total += layouts_[k].period;
+    }
+    values_.reset(new S[total]);
+    S* to = values_.get();
+    for (int k = 0; k < kNumConstants; ++k) {
+      if (!tensors[k]) continue;
+      const Layout& layout = layouts_[k];
+      constants[k] = {to, layout.inner, std::max<int64_t>(layout.period, 1)};
+      const Tensor dense = torch::stable::contiguous(*tensors[k]);
+      visit_elements(dense, [&](const auto* from) {
+        using P = std::conditional_t<std::is_same_v<decltype(from), const double*>, double, float>;
+        const bool is_tau = k == kTauSynInv || k == kTauMemInv;
+        for (int64_t q = 0; q < layout.period; ++q) {
+          const P value = static_cast<P>(from[layout.index.empty() ? q : layout.index[q]]);
+          to[q] = static_cast<S>(is_tau ? static_cast<P>(dt) * value : value);
+        }
+      });
+      flush_denormals = flush_denormals && is_safe(k, to, layout.period);
+      to += layout.period;
+    }
+  }
+
+  const Layout& layout(int k) const { return layouts_[k]; }
+
+  Constant constants[kNumConstants] = {};
+
+  // Flushing denormals changes states by less than 1e-36. That cannot change a spike where the threshold
+  // is far from zero and the dynamics does not amplify, that is |1 - dt * tau_inv| <= 1.
+  bool flush_denormals = true;
+
+ private:
+  static bool is_safe(int k, const S* values, int64_t n) {
+    bool safe = true;
+    if (k == kVTh)
+      for (int64_t q = 0; q < n; ++q) safe &= std::abs(values[q]) >= S(1e-25);
+    if (k == kTauSynInv || k == kTauMemInv)
+      for (int64_t q = 0; q < n; ++q) safe &= values[q] >= S(0) && values[q] <= S(2);
+    return safe;
+  }
+
+  std::unique_ptr<S[]> values_;
+  Layout layouts_[kNumConstants];
+};
+
+// Columns per unit: sums of gradients are cut at units, and threads take whole units. Depends on the
+// shape alone, so that results do not depend on the number of threads.
+int64_t unit_of(int64_t M) {
+  return M >= 32 * 1024 ? 1024 : M >= 32 * 512 ? 512 : 256;
+}
+
+template <typename F>
+void parallel_over_columns(int64_t T, int64_t M, const F& f) {
+  const int64_t unit = unit_of(M), units = (M + unit - 1) / unit;
+  const int64_t grain = std::max<int64_t>(1, kGrain / (unit * T));
+  if (units == 0) return;
+  if (units <= grain) return f(0, M);
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    f(begin * unit, std::min(M, end * unit));
+  });
+}
+
+int64_t rows_of(int64_t T, int64_t interval) {
+  return interval == 0 ? 0 : interval == 1 ? T : (T - 1) / interval;
+}
+
+template <typename S>
+constexpr ScalarType kScalarType = std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
+
+// ---- forward ----
+
+template <typename S>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
+    const Tensor& x,
+    const Tensor& v,
+    const std::optional<Tensor>& i,
+    const std::optional<Tensor> (&constants)[kNumConstants],
+    double dt,
+    Neuron neuron,
+    Reset reset,
+    int64_t interval) {
+  const char* op = "lif_forward";
+  const Shape shape(x, v);
+  const int64_t T = shape.T, M = shape.M;
+  const bool synapse = has_synapse(neuron);
+  const Tensor v0 = torch::stable::contiguous(v);
+  const Tensor i0 = synapse ? torch::stable::contiguous(*i) : v0;
+  const ConstantSet<S> set(op, shape.step, constants, dt, x);
+
+  const int64_t rows = rows_of(T, interval);
+  Tensor out = new_empty(to_vector(x.sizes()), x.scalar_type());
+  Tensor v_end = new_empty(shape.step, kScalarType<S>);
+  Tensor i_end = new_empty(synapse ? shape.step : std::vector<int64_t>{0}, kScalarType<S>);
+  Tensor states = new_empty(shape.states(synapse, rows), kScalarType<S>);
+
+  Tensor dense_x;
+  Forward args{};
+  args.T = T;
+  args.M = M;
+  args.x = describe_sequence(x, shape, dense_x);
+  args.v0 = v0.data_ptr();
+  args.i0 = i0.data_ptr();
+  std::copy(std::begin(set.constants), std::end(set.constants), args.constants);
+  args.out = out.data_ptr();
+  args.v = v_end.data_ptr();
+  args.i = i_end.data_ptr();
+  args.states = states.data_ptr();
+  args.rows = rows;
+  args.interval = interval;
+  args.flush_denormals = set.flush_denormals;
+  const Kernels& kernels = current_kernels();
+  const DType dtype = to_dtype(x.scalar_type());
+  parallel_over_columns(T, M, [&](int64_t begin, int64_t end) {
+    kernels.forward(args, neuron, reset, dtype, begin, end, scratch());
+  });
+  return {out, v_end, i_end, states};
+}
+
+void check_arguments(
+    const char* op,
+    const Tensor& x,
+    const Tensor& v,
+    const std::optional<Tensor>& i,
+    const std::optional<Tensor> (&constants)[kNumConstants],
+    Neuron neuron,
+    bool needs_alpha,
+    int64_t interval) {
+  check_input(op, x, v);
+  const Sizes step(x.sizes().data() + (x.dim() - v.dim()), v.dim());
+  const ScalarType state_type = compute_type(x.scalar_type());
+  check_tensor(op, "v", v, step, state_type, x);
+  check(
+      i.has_value() == has_synapse(neuron) && constants[kTauSynInv].has_value() == has_synapse(neuron),
+      op, ": i and tau_syn_inv must be given, except for the current encoder");
+  if (i) check_tensor(op, "i", *i, step, state_type, x);
+  check(
+      constants[kVTh].has_value() == has_threshold(neuron) &&
+          constants[kVReset].has_value() == has_threshold(neuron) &&
+          constants[kAlpha].has_value() == (has_threshold(neuron) && needs_alpha),
+      op, ": v_th, v_reset and alpha must be given, except for LI");
+  check(
+      interval >= 0 && interval <= kMaxSegment, op, ": state_interval must be between 0 and ",
+      kMaxSegment, ", got ", interval);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
+    Tensor x,                          // [T, *step], or [*step] for a single step
+    Tensor v,                          // [*step]
+    std::optional<Tensor> i,           // [*step]
+    std::optional<Tensor> tau_syn_inv, // this and the following broadcast to [*step]
+    Tensor tau_mem_inv,
+    Tensor v_leak,
+    std::optional<Tensor> v_th,
+    std::optional<Tensor> v_reset,
+    double dt,
+    int64_t neuron,
+    bool soft_reset,
+    int64_t state_interval) {
+  const Neuron n = check_neuron("lif_forward", neuron);
+  const std::optional<Tensor> constants[kNumConstants] = {
+      tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, std::nullopt};
+  check_arguments("lif_forward", x, v, i, constants, n, false, state_interval);
+  const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
+  if (x.scalar_type() == ScalarType::Double)
+    return forward_as<double>(x, v, i, constants, dt, n, reset, state_interval);
+  return forward_as<float>(x, v, i, constants, dt, n, reset, state_interval);
+}
+
+// ---- backward ----
+
+// The partial sums of one constant's gradient and how they become the gradient.
+template <typename S>
+struct PartialSums {
+  std::vector<S> partial;
+
+  GradSum prepare(const Layout& layout, int64_t M, int64_t unit) {
+    const int64_t units = (M + unit - 1) / unit;
+    const bool wraps = layout.inner * layout.period <= unit;
+    const int64_t slots = wraps ? layout.period : (unit - 1) / layout.inner + 2;
+    partial.assign(units * slots, S(0));
+    return {partial.data(), slots, wraps};
+  }
+
+  // Adds up the units in their order.
+  void finish(const GradSum& sum, const Layout& layout, int64_t M, int64_t unit, double factor, const Tensor& grad)
+      const {
+    std::vector<double> total(std::max<int64_t>(grad.numel(), 1), 0.0);
+    const int64_t units = (M + unit - 1) / unit;
+    for (int64_t u = 0; u < units; ++u) {
+      const int64_t first = u * unit / layout.inner;
+      const int64_t last = (std::min(M, (u + 1) * unit) - 1) / layout.inner;
+      const int64_t used = sum.wraps ? layout.period : last - first + 1;
+      const S* from = partial.data() + u * sum.slots;
+      int64_t q = sum.wraps ? 0 : first % layout.period;
+      for (int64_t s = 0; s < used; ++s) {
+        total[layout.index.empty() ? q : layout.index[q]] += from[s];
+        if (++q == layout.period) q = 0;
+      }
+    }
+    visit_elements(grad, [&](auto* to) {
+      for (int64_t q = 0; q < grad.numel(); ++q)
+        to[q] = static_cast<std::remove_reference_t<decltype(*to)>>(factor * total[q]);
+    });
+  }
+};
+
+using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+enum { kNeedsX, kNeedsV, kNeedsI, kNeedsConstants };  // bits of `needs`
+
+template <typename S>
+Grads backward_as(
+    const std::optional<Tensor>& grad_out,
+    const std::optional<Tensor>& grad_v,
+    const std::optional<Tensor>& grad_i,
+    const std::optional<Tensor>& grad_states,
+    const Tensor& x,
+    const Tensor& states,
+    const Tensor& v,
+    const std::optional<Tensor>& i,
+    const std::optional<Tensor> (&constants)[kNumConstants],
+    double dt,
+    Neuron neuron,
+    Reset reset,
+    int64_t interval,
+    Surrogate surrogate,
+    bool detach_reset,
+    int64_t needs) {
+  const char* op = "lif_backward";
+  const Shape shape(x, v);
+  const int64_t T = shape.T, M = shape.M;
+  const bool synapse = has_synapse(neuron);
+  constexpr ScalarType kType = kScalarType<S>;
+  const auto is_needed = [needs](int bit) { return (needs >> bit & 1) != 0; };
+  const ConstantSet<S> set(op, shape.step, constants, dt, x);
+
+  std::vector<Tensor> alive;  // dense copies, as long as the loops run
+  const auto data_of = [&](const std::optional<Tensor>& t) -> const void* {
+    if (!t) return nullptr;
+    alive.push_back(torch::stable::contiguous(*t));
+    return alive.back().data_ptr();
+  };
+  const auto sequence_of = [&](const Tensor& t) {
+    Tensor dense;
+    const Sequence s = describe_sequence(t, shape, dense);
+    alive.push_back(dense);
+    return s;
+  };
+  std::vector<std::byte> zeros;
+
+  Backward args{};
+  args.T = T;
+  args.M = M;
+  args.x = sequence_of(x);
+  if (grad_out) {
+    args.grad_out = sequence_of(*grad_out);
+  } else {
+    zeros.resize(M * sizeof(double));
+    args.grad_out = {zeros.data(), std::max<int64_t>(M, 1), 0, 0};
+  }
+  args.v0 = data_of(v);
+  args.i0 = data_of(i);
+  args.states = data_of(states);
+  args.rows = rows_of(T, interval);
+  args.interval = std::max<int64_t>(interval, 1);
+  args.segment = interval > 1 ? interval : kDefaultSegment;
+  std::copy(std::begin(set.constants), std::end(set.constants), args.constants);
+  args.grad_v = data_of(grad_v);
+  args.grad_i = data_of(grad_i);
+  args.grad_states = data_of(grad_states);
+  args.surrogate = surrogate;
+  args.detach_reset = detach_reset;
+  args.flush_denormals = set.flush_denormals;
+  args.unit = unit_of(M);
+
+  const std::vector<int64_t> none = {0};
+  Tensor grad_x = new_empty(is_needed(kNeedsX) ? to_vector(x.sizes()) : none, x.scalar_type());
+  args.grad_x = is_needed(kNeedsX) ? grad_x.data_ptr() : nullptr;
+  Tensor grad_v0 = new_empty(shape.step, kType);
+  Tensor grad_i0 = new_empty(synapse ? shape.step : none, kType);
+  args.grad_v0 = grad_v0.data_ptr();
+  args.grad_i0 = grad_i0.data_ptr();
+  PartialSums<S> sums[kNumGrads];
+  const auto has_grad = [&](int k) { return is_needed(kNeedsConstants + k) && constants[k]; };
+  for (int k = 0; k < kNumGrads; ++k)
+    if (has_grad(k)) args.sums[k] = sums[k].prepare(set.layout(k), M, args.unit);
+
+  const Kernels& kernels = current_kernels();
+  const DType dtype = to_dtype(x.scalar_type());
+  const bool constant_grads = needs >> kNeedsConstants != 0;
+  parallel_over_columns(T, M, [&](int64_t begin, int64_t end) {
+    kernels.backward(args, neuron, reset, constant_grads, dtype, begin, end, scratch());
+  });
+
+  Tensor grads[kNumGrads];
+  for (int k = 0; k < kNumGrads; ++k) {
+    if (!has_grad(k)) {
+      grads[k] = new_empty(none, kType);
+      continue;
+    }
+    grads[k] = new_empty(to_vector(constants[k]->sizes()), constants[k]->scalar_type());
+    const double factor = k == kTauSynInv || k == kTauMemInv ? dt : 1.0;
+    sums[k].finish(args.sums[k], set.layout(k), M, args.unit, factor, grads[k]);
+  }
+  return {grad_x, grad_v0, grad_i0, grads[0], grads[1], grads[2], grads[3], grads[4]};
+}
+
+Grads lif_backward_cpu(
+    std::optional<Tensor> grad_out,     // [T, *step]
+    std::optional<Tensor> grad_v,       // [*step]
+    std::optional<Tensor> grad_i,       // [*step]
+    std::optional<Tensor> grad_states,  // [2, T, *step]
+    Tensor x,                           // [T, *step]
+    Tensor states,                      // [2, rows, *step]
+    Tensor v,                           // [*step], initial
+    std::optional<Tensor> i,            // [*step], initial
+    std::optional<Tensor> tau_syn_inv,
+    Tensor tau_mem_inv,
+    Tensor v_leak,
+    std::optional<Tensor> v_th,
+    std::optional<Tensor> v_reset,
+    std::optional<Tensor> alpha,
+    double dt,
+    int64_t neuron,
+    bool soft_reset,
+    int64_t state_interval,
+    int64_t method,
+    bool detach_reset,
+    int64_t needs) {
+  const char* op = "lif_backward";
+  const Neuron n = check_neuron(op, neuron);
+  const Surrogate surrogate = check_surrogate(op, method);
+  const std::optional<Tensor> constants[kNumConstants] = {
+      tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha};
+  check_arguments(op, x, v, i, constants, n, true, state_interval);
+  const Shape shape(x, v);
+  const ScalarType state_type = compute_type(x.scalar_type());
+  const auto kept = shape.states(has_synapse(n), rows_of(shape.T, state_interval));
+  const Sizes kept_sizes(kept.data(), kept.size());
+  check(
+      state_interval > 0 || shape.T <= kDefaultSegment, op,
+      ": states must be kept by lif_forward for more than ", kDefaultSegment, " time steps");
+  check_tensor(op, "states", states, kept_sizes, state_type, x);
+  if (grad_out) check_tensor(op, "grad_out", *grad_out, x.sizes(), x.scalar_type(), x);
+  if (grad_v) check_tensor(op, "grad_v", *grad_v, v.sizes(), state_type, x);
+  if (grad_i) check_tensor(op, "grad_i", *grad_i, v.sizes(), state_type, x);
+  if (grad_states) {
+    check(state_interval == 1, op, ": grad_states needs state_interval = 1");
+    check_tensor(op, "grad_states", *grad_states, kept_sizes, state_type, x);
+  }
+  const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
+  const auto run = state_type == ScalarType::Double ? &backward_as<double> : &backward_as<float>;
+  return run(
+      grad_out, grad_v, grad_i, grad_states, x, states, v, i, constants, dt, n, reset,
+      state_interval, surrogate, detach_reset, needs);
+}
+
+Tensor surrogate_grad_cpu(Tensor s, int64_t method, double alpha) {
+  const Surrogate surrogate = check_surrogate("surrogate_grad", method);
+  const ScalarType type = s.scalar_type();
+  check(
+      type == ScalarType::Float || type == ScalarType::Double,
+      "surrogate_grad: s must be float32 or float64");
+  const Tensor dense = torch::stable::contiguous(s);
+  Tensor out = new_empty(to_vector(s.sizes()), type);
+  const float alpha32 = static_cast<float>(alpha);
+  const bool is_double = type == ScalarType::Double;
+  const void* a = is_double ? static_cast<const void*>(&alpha) : &alpha32;
+  current_kernels().surrogate_grad(
+      surrogate, is_double, dense.data_ptr(), a, dense.numel(), out.data_ptr());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fused_lif, CPU, m) {
+  m.impl("lif_forward", TORCH_BOX(&lif_forward_cpu));
+  m.impl("lif_backward", TORCH_BOX(&lif_backward_cpu));
+  m.impl("surrogate_grad", TORCH_BOX(&surrogate_grad_cpu));
+}
+
+}  // namespace fused_lif::cpu

@@ -1,0 +1,47 @@
+// Names and schemas of all operators. No math and no kernels here; autograd and fake functions are in
+// fused_lif/backends/native.py. Built on the stable ABI of LibTorch: one library for every torch
+// from 2.10 on.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <vector>
+
+#include "surrogate.h"
+
+namespace fused_lif {
+namespace {
+
+std::string surrogate_names() {
+  std::string names;
+  for (const char* name : kSurrogateNames) names += (names.empty() ? "" : " ") + std::string(name);
+  return names;
+}
+
+}  // namespace
+
+// x: [T, *step], or [*step] for a single step. States v and i: [*step]. Constants broadcast to [*step]. `out` are the spikes, or the
+// potentials of an LI. `states`: [2, rows, *step] (1 without synapse); rows is T if state_interval is 1,
+// (T - 1) / state_interval if it is greater, 0 if it is 0.
+// neuron: 0 LIF, 1 LI (no threshold, no v_th, v_reset, alpha), 2 current encoder (no i, tau_syn_inv).
+// needs: bit k asks for the k-th gradient of the backward's result; what is not needed comes back empty.
+STABLE_TORCH_LIBRARY(fused_lif, m) {
+  m.def(
+      "lif_forward(Tensor x, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
+      "Tensor v_leak, Tensor? v_th, Tensor? v_reset, float dt, int neuron, bool soft_reset, "
+      "int state_interval) -> (Tensor out, Tensor v, Tensor i, Tensor states)");
+  m.def(
+      "lif_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, Tensor? grad_states, Tensor x, "
+      "Tensor states, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, "
+      "Tensor? v_th, Tensor? v_reset, Tensor? alpha, float dt, int neuron, bool soft_reset, "
+      "int state_interval, int method, bool detach_reset, int needs) -> (Tensor grad_x, "
+      "Tensor grad_v, Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, "
+      "Tensor grad_v_leak, Tensor grad_v_th, Tensor grad_v_reset)");
+  m.def("surrogate_grad(Tensor s, int method, float alpha) -> Tensor");
+  m.def("surrogate_names() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fused_lif, CompositeExplicitAutograd, m) {
+  m.impl("surrogate_names", TORCH_BOX(&surrogate_names));
+}
+
+}  // namespace fused_lif

@@ -1,0 +1,92 @@
+"""The backends, and the one place that decides which of them runs."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from types import TracebackType
+
+from fused_lif.backends import native, reference
+from fused_lif.backends._base import Backend
+from fused_lif.types import LIFProblem
+
+__all__ = ["BACKENDS", "Backend", "backend", "check_backend_name", "select_backend"]
+
+#: All backends, the preferred one first. The reference can run everything and comes last.
+BACKENDS: dict[str, Backend] = {b.name: b for b in (native.CPU, reference.REFERENCE)}
+
+
+class _Requested(threading.local):
+    name: str | None = None
+
+
+_requested = _Requested()
+
+
+class backend:  # noqa: N801 (a context manager, used like a function)
+    """Uses one backend for all layers within a ``with`` block of this thread.
+
+    A ``backend=`` given to a function or layer takes precedence.
+
+    Args:
+        name: ``"cpu"``, ``"reference"``, or ``None`` for the automatic choice.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+
+    Example:
+        >>> import torch, fused_lif
+        >>> with fused_lif.backend("reference"):
+        ...     spikes, state = fused_lif.LIF()(torch.ones(10, 5, 2))
+    """
+
+    def __init__(self, name: str | None) -> None:
+        self.name = check_backend_name(name)
+        self._outer: list[str | None] = []
+
+    def __enter__(self) -> None:
+        self._outer.append(_requested.name)
+        _requested.name = self.name
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _requested.name = self._outer.pop()
+
+
+def check_backend_name(name: str | None) -> str | None:
+    """Returns ``name``; raises a ValueError if there is no such backend."""
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend:
+    """Returns the backend that runs ``problem``.
+
+    A requested backend is used or refused, never replaced. Without a request, the first entry
+    of :data:`BACKENDS` that can run the problem is used.
+
+    Raises:
+        ValueError: If there is no backend called ``requested``.
+        RuntimeError: If the requested backend cannot run the problem; the message says why.
+    """
+    requested = requested or _requested.name
+    if requested is None:
+        return next(b for b in BACKENDS.values() if not b.reasons_against(problem))
+    chosen = BACKENDS[check_backend_name(requested) or requested]
+    if reasons := chosen.reasons_against(problem):
+        raise RuntimeError(f"backend {requested!r} cannot run this input: {'; '.join(reasons)}")
+    return chosen
+
+
+if native.IMPORT_ERROR is not None:
+    warnings.warn(
+        f"fused_lif runs on its slow reference backend: {native.CPU.unavailable()[0]}; "
+        "see `python -m fused_lif.info`",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,174 @@
+"""Checks the arguments of the public functions, and runs the backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_lif.backends import select_backend
+from fused_lif.surrogate import SURROGATES
+from fused_lif.types import LIFProblem, LIFResult, Neuron
+
+_RESETS = ("hard", "soft")
+
+
+def integrate(
+    neuron: Neuron,
+    input_tensor: Tensor,
+    v: Any,
+    i: Any,
+    p: Any,
+    dt: float,
+    *,
+    single_step: bool = False,
+    reset: str = "hard",
+    detach_reset: bool = False,
+    record_states: bool = False,
+    backend: str | None = None,
+) -> LIFResult:
+    """Runs a neuron over ``input_tensor``, ``[T, *step]`` or ``[*step]`` if ``single_step``.
+
+    Args:
+        neuron: What is integrated.
+        input_tensor: Input current.
+        v: Initial membrane potential; a number or a tensor that broadcasts to one step.
+        i: Initial synaptic current, likewise; ignored by the current encoder.
+        p: Constants of the neuron: a ``LIFParameters`` or ``LIParameters``, or what has their
+            attributes.
+        dt: Length of one step, in seconds.
+        single_step: The input has no time dimension.
+        reset: ``"hard"`` or ``"soft"``.
+        detach_reset: Stop the gradient at the reset.
+        record_states: Also return the states after all steps.
+        backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    Raises:
+        TypeError: If an argument is of the wrong type or dtype.
+        ValueError: If a shape, a device or a value does not fit.
+        RuntimeError: If ``backend`` is given and cannot run this input.
+    """
+    check_input(input_tensor, single_step)
+    check_dt(dt)
+    has_synapse, has_threshold = neuron is not Neuron.CURRENT_ENCODER, neuron is not Neuron.LI
+    x = input_tensor
+    step = x.shape if single_step else x.shape[1:]
+    tau_syn_inv = as_constant("tau_syn_inv", p.tau_syn_inv, x) if has_synapse else None
+    tau_mem_inv = as_constant("tau_mem_inv", p.tau_mem_inv, x)
+    v_leak = as_constant("v_leak", p.v_leak, x)
+    v_th = v_reset = alpha = None
+    method = "heaviside"
+    if has_threshold:
+        v_th, v_reset = as_constant("v_th", p.v_th, x), as_constant("v_reset", p.v_reset, x)
+        alpha, method = as_constant("alpha", p.alpha, x), p.method
+        if method not in SURROGATES:
+            raise ValueError(f"p.method must be one of {', '.join(SURROGATES)}, got {method!r}")
+        if reset not in _RESETS:
+            raise ValueError(f"reset must be one of {', '.join(_RESETS)}, got {reset!r}")
+
+    constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
+    if any(c is not None and c.dim() and c.shape != step[-c.dim() :] for c in constants):
+        x, step = _broadcast_input(x, step, constants, single_step)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    v = _as_state("v", v, x, step, dtype)
+    i = _as_state("i", i, x, step, dtype) if has_synapse else None
+    problem = LIFProblem(
+        x, v, i, *constants, dt, neuron, method, reset == "soft", detach_reset, record_states
+    )
+    return select_backend(problem, backend).run(problem)
+
+
+def check_input(input_tensor: Tensor, single_step: bool) -> None:
+    """Raises if ``input_tensor`` is not a floating-point tensor with at least one time step."""
+    if not isinstance(input_tensor, Tensor):
+        raise TypeError(f"input_tensor must be a tensor, got {type(input_tensor).__name__}")
+    if not input_tensor.is_floating_point():
+        raise TypeError(f"input_tensor must be floating-point, got {input_tensor.dtype}")
+    if single_step:
+        return
+    if input_tensor.dim() == 0:
+        raise ValueError("input_tensor must have time as its first dimension, got shape ()")
+    if input_tensor.shape[0] == 0:
+        raise ValueError(
+            f"input_tensor must have at least one time step, got shape {tuple(input_tensor.shape)}"
+        )
+
+
+def check_dt(dt: float) -> None:
+    """Raises if ``dt`` is not a positive, finite number."""
+    if isinstance(dt, Tensor) or not 0 < dt < math.inf:
+        raise ValueError(f"dt must be a positive and finite number, in seconds, got {dt!r}")
+
+
+def check_number(name: str, value: Any) -> float:
+    """Returns a constant given as a number; raises if it is none or makes no sense."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    if name.startswith("tau") and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, in 1/s, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return value
+
+
+def as_constant(name: str, value: Any, like: Tensor) -> Tensor:
+    """Returns a constant of the neuron as a floating-point tensor on the device of ``like``."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(check_number(name, value), dtype=torch.float64, device=like.device)
+    if not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    if value.device != like.device:
+        if value.dim() or value.device.type != "cpu":
+            raise ValueError(
+                f"{name} must be on the device of input_tensor ({like.device}), got {value.device}"
+            )
+        value = value.to(like.device)  # a scalar on the CPU goes anywhere, as in torch
+    return value
+
+
+def _as_state(
+    name: str, value: Any, x: Tensor, step: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """Returns a state of shape ``step``; numbers and smaller tensors are broadcast."""
+    if not isinstance(value, Tensor):
+        value = torch.tensor(check_number(f"state.{name}", value), device=x.device)
+    if value.device != x.device and value.dim():
+        raise ValueError(
+            f"state.{name} must be on the device of input_tensor ({x.device}), got {value.device}"
+        )
+    if value.shape != step:
+        try:
+            value = value.expand(step)
+        except RuntimeError:
+            raise ValueError(
+                f"state.{name} must have shape {tuple(step)} to match input_tensor "
+                f"{tuple(x.shape)}, got {tuple(value.shape)}"
+            ) from None
+    return value if value.dtype is dtype else value.to(x.device, dtype)
+
+
+def _broadcast_input(
+    x: Tensor, step: torch.Size, constants: Sequence[Tensor | None], single_step: bool
+) -> tuple[Tensor, torch.Size]:
+    """Expands the input where constants are larger, as in ``[T, B, 1]`` to ``N`` neurons."""
+    names = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset", "alpha")
+    full = step
+    for name, constant in zip(names, constants, strict=True):
+        if constant is None:
+            continue
+        try:
+            full = torch.broadcast_shapes(full, constant.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name} must broadcast against one time step of shape {tuple(step)}, "
+                f"got shape {tuple(constant.shape)}"
+            ) from None
+    if full == step:
+        return x, step
+    if single_step:
+        return x.expand(full), full
+    x = x.reshape(x.shape[0], *(1,) * (len(full) - len(step)), *step)
+    return x.expand(x.shape[0], *full), full

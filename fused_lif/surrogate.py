@@ -1,0 +1,73 @@
+r"""Surrogate derivatives of the spike function: the one table of names, ids and formulas.
+
+A spike is :math:`z = H(s)` with :math:`s = v - v_\text{th}`, and the derivative of :math:`H` is zero
+or infinite. For the backward pass each surrogate puts a smooth or at least bounded function of
+:math:`s` in its place; :math:`\alpha` says how sharp it is. Those of Norse have Norse's scale factors:
+
+================== ============================================== ====================================
+name               derivative                                     source
+================== ============================================== ====================================
+``heaviside``      0                                              the true derivative almost everywhere
+``super``          1 / (alpha \|s\| + 1)^2                        Zenke & Ganguli 2018, SuperSpike
+``triangle``       alpha relu(1 - \|s\|)                          Esser et al. 2016, Bellec et al. 2020
+``tanh``           1 - tanh(alpha s)^2                            Norse
+``circ``           alpha^3 / (alpha^2 + s^2)^1.5                  Norse
+``heavi_erfc``     2 / sqrt(pi) exp(-(alpha s)^2)                 Norse
+``sigmoid``        alpha sigmoid(alpha s) (1 - sigmoid(alpha s))  SpikingJelly ``surrogate.Sigmoid``
+``atan``           alpha / 2 / (1 + (pi / 2 alpha s)^2)           SpikingJelly ``surrogate.ATan``
+``piecewise_linear`` alpha if alpha \|s\| < 1/2 else 0            SpikingJelly ``surrogate.Rect``
+================== ============================================== ====================================
+
+``box`` is another name of ``piecewise_linear``: the function is a ramp, its derivative a box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Surrogate(NamedTuple):
+    """A surrogate derivative.
+
+    Attributes:
+        id: Value of ``enum class Surrogate`` in ``csrc/surrogate.h``.
+        grad: dH/ds as a function of ``s = v - v_th`` and the sharpness ``alpha``.
+    """
+
+    id: int
+    grad: Callable[[Tensor, Tensor | float], Tensor]
+
+
+def _sech2(u: Tensor) -> Tensor:
+    """1 - tanh(u)^2, without cancellation: 4 e / (1 + e)^2 with e = exp(-2 |u|)."""
+    e = torch.exp(-2 * u.abs())
+    return 4 * e / (1 + e) ** 2
+
+
+def _circ(s: Tensor, alpha: Tensor | float) -> Tensor:
+    d = 1 + (s / alpha) ** 2  # alpha^3 / (alpha^2 + s^2)^1.5, without overflow of the cubes
+    return 1 / (d * d.sqrt())
+
+
+#: All surrogate derivatives by the name that users pass as ``LIFParameters.method``.
+SURROGATES: dict[str, Surrogate] = {
+    "heaviside": Surrogate(0, lambda s, alpha: torch.zeros_like(s)),
+    "super": Surrogate(1, lambda s, alpha: 1 / (alpha * s.abs() + 1) ** 2),
+    "triangle": Surrogate(2, lambda s, alpha: alpha * torch.relu(1 - s.abs())),
+    "tanh": Surrogate(3, lambda s, alpha: _sech2(alpha * s)),
+    "circ": Surrogate(4, _circ),
+    "heavi_erfc": Surrogate(
+        5, lambda s, alpha: 2 / math.sqrt(math.pi) * torch.exp(-((alpha * s) ** 2))
+    ),
+    "sigmoid": Surrogate(6, lambda s, alpha: alpha / 4 * _sech2(alpha * s / 2)),
+    "atan": Surrogate(7, lambda s, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * s) ** 2)),
+    "piecewise_linear": Surrogate(
+        8, lambda s, alpha: torch.where(alpha * s.abs() < 0.5, alpha, torch.zeros_like(s))
+    ),
+}
+SURROGATES["box"] = SURROGATES["piecewise_linear"]

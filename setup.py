@@ -1,0 +1,127 @@
+"""Builds the extension ``fused_lif._C``; everything else is in pyproject.toml.
+
+Environment variables:
+    FUSED_LIF_EXTENSION: ``0`` installs without the extension (reference backend only).
+    FUSED_LIF_SANITIZE: ``1`` builds with the address and undefined-behaviour sanitizers.
+    FUSED_LIF_TORCH_DIR: Directory of the torch to build against, if it is not found.
+    CXX: C++ compiler (C++20; GCC 11 or clang 16 at least).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "build_support"))
+from torch_locate import find_torch  # noqa: E402
+
+SOURCES = [
+    "csrc/ops.cpp",
+    "csrc/module.cpp",
+    "csrc/cpu/capability.cpp",
+    "csrc/cpu/lif_sequence.cpp",
+    "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/kernels_avx2.cpp",
+    "csrc/cpu/kernels_avx512.cpp",
+]
+# The loops are compiled for several instruction sets, of which the best is chosen at run time.
+INSTRUCTION_SETS = {
+    "kernels_avx2.cpp": "-mavx2 -mfma",
+    "kernels_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma "
+    "-mprefer-vector-width=512",
+}
+# No contraction into fused multiply-adds: all backends must compute the same bits.
+CXX_FLAGS = (
+    "-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra "
+    "-Wno-psabi -Wno-unknown-pragmas -Wno-restrict -DTORCH_TARGET_VERSION=0x020a000000000000"
+)
+SANITIZER_FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1"
+
+
+def _version() -> str:
+    namespace: dict[str, str] = {}
+    exec((ROOT / "fused_lif/_version.py").read_text(), namespace)
+    return namespace["__version__"]
+
+
+class NinjaBuild(build_ext):
+    """Compiles with ninja: in parallel, and only what has changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Writes build.ninja and runs it."""
+        import pybind11  # a build requirement: not there when only metadata is asked for
+
+        torch = find_torch()
+        if torch is None:
+            sys.exit("fused_lif needs torch >= 2.10 to build; FUSED_LIF_TORCH_DIR can name it")
+        ninja = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
+        if ninja is None:
+            sys.exit("fused_lif needs ninja to build without isolation: pip install ninja")
+
+        sanitize = os.environ.get("FUSED_LIF_SANITIZE") == "1"
+        flags = [
+            CXX_FLAGS,
+            SANITIZER_FLAGS if sanitize else "",
+            f"-isystem {shlex.quote(str(torch.directory / 'include'))}",
+            f"-isystem {shlex.quote(pybind11.get_include())}",
+            f"-isystem {shlex.quote(sysconfig.get_path('include'))}",
+            f'-DFUSED_LIF_VERSION=\\"{_version()}\\"',
+            f'-DFUSED_LIF_BUILD_TORCH=\\"{torch.version}\\"',
+        ]
+        link = f"-shared -L{shlex.quote(str(torch.directory / 'lib'))} -ltorch_cpu"
+        link += " -undefined dynamic_lookup" if sys.platform == "darwin" else " -Wl,--no-as-needed"
+        link += f" {SANITIZER_FLAGS}" if sanitize else ""
+
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f"cxx = {os.environ.get('CXX', 'c++')}",
+            f"flags = {' '.join(filter(None, flags))}",
+            f"link = {link}",
+            "rule compile",
+            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $in",
+            "rule link",
+            "  command = $cxx $in $link -o $out",
+            "  description = link $out",
+        ]
+        objects = []
+        for source in map(Path, SOURCES):
+            objects.append(source.with_suffix(".o").name)
+            lines.append(f"build {objects[-1]}: compile {_escape(ROOT / source)}")
+            if platform.machine().lower() in {"x86_64", "amd64"}:
+                lines.append(f"  isa = {INSTRUCTION_SETS.get(source.name, '')}")
+        lines.append(f"build {_escape(output)}: link {' '.join(objects)}")
+        (build / "build.ninja").write_text("\n".join(lines) + "\n")
+        subprocess.check_call([ninja, "-C", str(build)])
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _wants_extension() -> bool:
+    if os.name == "nt":
+        print("fused_lif: the kernels need GCC or clang; installing the reference backend only")
+        return False
+    return os.environ.get("FUSED_LIF_EXTENSION", "1") != "0"
+
+
+setup(
+    ext_modules=[Extension("fused_lif._C", SOURCES)] if _wants_extension() else [],
+    cmdclass={"build_ext": NinjaBuild},
+)
