@@ -1,0 +1,94 @@
+"""Fused leaky integrate-and-fire layers for PyTorch, drop-in for ``norse.torch``."""
+
+from fused_lif import functional, module
+from fused_lif._version import __version__
+from fused_lif.backends import backend
+from fused_lif.functional.encode import (
+    constant_current_lif_encode,
+    euclidean_distance,
+    gaussian_rbf,
+    poisson_encode,
+    poisson_encode_step,
+    population_encode,
+    signed_poisson_encode,
+    signed_poisson_encode_step,
+    spike_latency_encode,
+    spike_latency_lif_encode,
+)
+from fused_lif.functional.leaky_integrator import (
+    li_feed_forward_integral,
+    li_feed_forward_step,
+    li_step,
+)
+from fused_lif.functional.lif import (
+    lif_current_encoder,
+    lif_feed_forward_integral,
+    lif_feed_forward_step,
+)
+from fused_lif.functional.lift import lift
+from fused_lif.module import (
+    LI,
+    LIF,
+    ConstantCurrentLIFEncoder,
+    LICell,
+    LIFCell,
+    LILinearCell,
+    Lift,
+    PoissonEncoder,
+    PoissonEncoderStep,
+    PopulationEncoder,
+    RecurrentSequential,
+    RecurrentSequentialState,
+    SequentialState,
+    SignedPoissonEncoder,
+    SignedPoissonEncoderStep,
+    SpikeLatencyEncoder,
+    SpikeLatencyLIFEncoder,
+)
+from fused_lif.types import LIFFeedForwardState, LIFParameters, LIFState, LIParameters, LIState
+
+__all__ = [
+    "LI",
+    "LIF",
+    "ConstantCurrentLIFEncoder",
+    "LICell",
+    "LIFCell",
+    "LIFFeedForwardState",
+    "LIFParameters",
+    "LIFState",
+    "LILinearCell",
+    "LIParameters",
+    "LIState",
+    "Lift",
+    "PoissonEncoder",
+    "PoissonEncoderStep",
+    "PopulationEncoder",
+    "RecurrentSequential",
+    "RecurrentSequentialState",
+    "SequentialState",
+    "SignedPoissonEncoder",
+    "SignedPoissonEncoderStep",
+    "SpikeLatencyEncoder",
+    "SpikeLatencyLIFEncoder",
+    "__version__",
+    "backend",
+    "constant_current_lif_encode",
+    "euclidean_distance",
+    "functional",
+    "gaussian_rbf",
+    "li_feed_forward_integral",
+    "li_feed_forward_step",
+    "li_step",
+    "lif_current_encoder",
+    "lif_feed_forward_integral",
+    "lif_feed_forward_step",
+    "lift",
+    "module",
+    "poisson_encode",
+    "poisson_encode_step",
+    "population_encode",
+    "signed_poisson_encode",
+    "signed_poisson_encode_step",
+    "spike_latency_encode",
+    "spike_latency_lif_encode",
+]

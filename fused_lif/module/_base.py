@@ -1,0 +1,143 @@
+"""What all layers have in common: constants that are registered, a time step, a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fused_lif.backends import check_backend_name
+from fused_lif.functional._integrate import check_dt, check_number
+
+
+class NeuronConstants(nn.Module):
+    """Holds the constants of a neuron as parameters and buffers.
+
+    A :class:`torch.nn.Parameter` becomes a parameter of this module, and stays the same object: two
+    layers that are given one ``LIFParameters`` share its parameters. Other tensors and numbers
+    become buffers that are not part of the ``state_dict``, follow the module to its device, and keep
+    their dtype: ``module.half()`` does not round a time constant that is not learned.
+
+    Args:
+        p: A named tuple of constants, such as ``LIFParameters``.
+    """
+
+    def __init__(self, p: Any) -> None:
+        super().__init__()
+        self.kind = type(p)
+        self.settings: dict[str, Any] = {}
+        for name, value in p._asdict().items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            elif isinstance(value, Tensor):
+                is_default = value is p._field_defaults.get(name)
+                self.register_buffer(name, value.clone() if is_default else value, persistent=False)
+            elif isinstance(value, str):
+                self.settings[name] = value
+            else:
+                tensor = torch.tensor(
+                    check_number(name, value), dtype=torch.get_default_dtype(), device="cpu"
+                )
+                self.register_buffer(name, tensor, persistent=False)
+
+    def as_tuple(self) -> Any:
+        """Returns the constants as the named tuple they were given as."""
+        parameters, buffers, settings = self._parameters, self._buffers, self.settings
+        return self.kind(
+            *(
+                parameters[name]
+                if name in parameters
+                else buffers[name]
+                if name in buffers
+                else settings[name]
+                if name in settings
+                else getattr(self, name)
+                for name in self.kind._fields
+            )
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NeuronConstants:
+        # A buffer is not in the state_dict: nothing could restore a value lost to `to_empty` or to
+        # the meta device. So it is moved, never converted nor emptied.
+        buffers = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, value in buffers.items():
+            assert value is not None
+            moved = self._buffers[name]
+            assert moved is not None
+            stays = moved.device == value.device or moved.is_meta
+            self._buffers[name] = value if stays else value.to(moved.device)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
+        )
+        # Norse does not save neuron constants: a checkpoint without any is complete.
+        if any(key.startswith(prefix) for key in state_dict):
+            missing_keys.extend(missing)
+
+
+class NeuronModule(nn.Module):
+    """Base of all layers and cells.
+
+    Args:
+        p: Constants of the neuron.
+        dt: Length of one step, in seconds.
+        backend: Name of the backend to use; ``None`` picks the first that can run.
+    """
+
+    def __init__(self, p: Any, dt: float = 0.001, *, backend: str | None = None) -> None:
+        super().__init__()
+        check_dt(dt)
+        self.p = p
+        self.dt = dt
+        self.backend = check_backend_name(backend)
+
+    @property
+    def p(self) -> Any:
+        """The constants, with the tensors that the layer uses; can be assigned."""
+        return self._modules["p"].as_tuple()  # type: ignore[union-attr, operator]
+
+    @p.setter
+    def p(self, value: Any) -> None:
+        self._modules["p"] = NeuronConstants(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "p":  # nn.Module would insist on a module, since one has this name
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        """Shows the constants and the time step, as Norse does."""
+        return f"p={self.p}, dt={self.dt}"
+
+    def __repr__(self) -> str:
+        return f"{self._get_name()}({self.extra_repr()})"
+
+
+def resting_state(v_leak: Tensor, step: torch.Size, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ``v = v_leak`` and ``i = 0`` for neurons of shape ``step``, in the state's dtype.
+
+    As in Norse, ``v`` is a leaf that requires a gradient and does not depend on ``v_leak``.
+    """
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    if v_leak.dim():
+        step = torch.broadcast_shapes(step, v_leak.shape)
+    v = torch.empty(step, dtype=dtype, device=like.device).copy_(v_leak.detach())
+    if not torch.compiler.is_compiling():
+        v.requires_grad_()
+    return v, torch.zeros(step, dtype=dtype, device=like.device)
