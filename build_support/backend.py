@@ -9,7 +9,7 @@ from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403
 
 sys.path.insert(0, str(Path(__file__).parent))
-from torch_locate import MINIMUM_TORCH, find_torch  # noqa: E402
+from torch_locate import MINIMUM_TORCH, find_torch
 
 
 def _torch_requirement() -> list[str]:

@@ -1,23 +1,26 @@
 r"""Surrogate derivatives of the spike function: the one table of names, ids and formulas.
 
-A spike is :math:`z = H(s)` with :math:`s = v - v_\text{th}`, and the derivative of :math:`H` is zero
-or infinite. For the backward pass each surrogate puts a smooth or at least bounded function of
-:math:`s` in its place; :math:`\alpha` says how sharp it is. Those of Norse have Norse's scale factors:
+A spike is :math:`z = H(s)` with :math:`s = v - v_\text{th}`. The derivative of :math:`H` is zero
+or infinite; for the backward pass each surrogate puts a bounded function of :math:`s` in its place;
+:math:`\alpha` says how sharp it is. The first six are Norse's, with Norse's scale factors; the last
+three are those of SpikingJelly's ``surrogate.Sigmoid``, ``ATan`` and ``Rect``.
 
-================== ============================================== ====================================
-name               derivative                                     source
-================== ============================================== ====================================
-``heaviside``      0                                              the true derivative almost everywhere
-``super``          1 / (alpha \|s\| + 1)^2                        Zenke & Ganguli 2018, SuperSpike
-``triangle``       alpha relu(1 - \|s\|)                          Esser et al. 2016, Bellec et al. 2020
-``tanh``           1 - tanh(alpha s)^2                            Norse
-``circ``           alpha^3 / (alpha^2 + s^2)^1.5                  Norse
-``heavi_erfc``     2 / sqrt(pi) exp(-(alpha s)^2)                 Norse
-``sigmoid``        alpha sigmoid(alpha s) (1 - sigmoid(alpha s))  SpikingJelly ``surrogate.Sigmoid``
-``atan``           alpha / 2 / (1 + (pi / 2 alpha s)^2)           SpikingJelly ``surrogate.ATan``
-``piecewise_linear`` alpha if alpha \|s\| < 1/2 else 0            SpikingJelly ``surrogate.Rect``
-================== ============================================== ====================================
+==================== ==============================================
+name                 derivative
+==================== ==============================================
+``heaviside``        0
+``super``            1 / (alpha abs(s) + 1)^2
+``triangle``         alpha relu(1 - abs(s))
+``tanh``             1 - tanh(alpha s)^2
+``circ``             alpha^3 / (alpha^2 + s^2)^1.5
+``heavi_erfc``       2 / sqrt(pi) exp(-(alpha s)^2)
+``sigmoid``          alpha sigmoid(alpha s) (1 - sigmoid(alpha s))
+``atan``             alpha / 2 / (1 + (pi / 2 alpha s)^2)
+``piecewise_linear`` alpha if alpha abs(s) < 1/2 else 0
+==================== ==============================================
 
+Sources: ``super`` is SuperSpike (Zenke & Ganguli 2018, section 3.3.2), ``triangle`` that of Esser
+et al. 2016 and Bellec et al. 2020, ``atan`` that of Fang et al. 2021.
 ``box`` is another name of ``piecewise_linear``: the function is a ramp, its derivative a box.
 """
 

@@ -23,7 +23,7 @@ class _Requested(threading.local):
 _requested = _Requested()
 
 
-class backend:  # noqa: N801 (a context manager, used like a function)
+class backend:  # a context manager, used like a function
     """Uses one backend for all layers within a ``with`` block of this thread.
 
     A ``backend=`` given to a function or layer takes precedence.

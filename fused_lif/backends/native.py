@@ -105,16 +105,29 @@ class _LIFSequence(torch.autograd.Function):
         )
         ctx.save_for_backward(x, states, v, i, *constants, alpha)
         ctx.options = (dt, neuron, soft_reset, state_interval, method, detach_reset)
+        ctx.has_synapse, ctx.records_states = i is not None, state_interval == 1
         ctx.set_materialize_grads(False)
-        hidden = [t for t, is_hidden in ((states, state_interval != 1), (i_end, i is None)) if is_hidden]
-        ctx.mark_non_differentiable(*hidden)
+        if state_interval != 1:  # checkpoints are nobody's output
+            ctx.mark_non_differentiable(states)
         return out, v_end, i_end, states
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any,
+        grad_out: Tensor | None,
+        grad_v: Tensor | None,
+        grad_i: Tensor | None,
+        grad_states: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         needs = sum(needed << k for k, needed in enumerate(ctx.needs_input_grad[:8]))
-        results = _lif_backward(*grads, *ctx.saved_tensors, *ctx.options, needs)
+        if not ctx.has_synapse:
+            grad_i = None
+        if not ctx.records_states:  # torch.compile passes zeros here
+            grad_states = None
+        results = _lif_backward(
+            grad_out, grad_v, grad_i, grad_states, *ctx.saved_tensors, *ctx.options, needs
+        )
         return *(g if needs >> k & 1 else None for k, g in enumerate(results)), *(None,) * 7
 
 
@@ -126,8 +139,9 @@ def _run(problem: LIFProblem) -> LIFResult:
     *tensors, alpha, dt, neuron, method, soft_reset, detach_reset, record_states = problem
     if _needs_grad(problem):
         interval = 1 if record_states else CHECKPOINT_INTERVAL
+        surrogate = SURROGATES[method].id
         out, v, i, states = _LIFSequence.apply(
-            *tensors, alpha, dt, int(neuron), soft_reset, interval, SURROGATES[method].id, detach_reset
+            *tensors, alpha, dt, int(neuron), soft_reset, interval, surrogate, detach_reset
         )
     else:
         interval = 1 if record_states else 0

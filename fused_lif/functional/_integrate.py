@@ -85,6 +85,8 @@ def check_input(input_tensor: Tensor, single_step: bool) -> None:
     """Raises if ``input_tensor`` is not a floating-point tensor with at least one time step."""
     if not isinstance(input_tensor, Tensor):
         raise TypeError(f"input_tensor must be a tensor, got {type(input_tensor).__name__}")
+    if input_tensor.layout is not torch.strided:
+        raise TypeError(f"input_tensor must be dense, got the layout {input_tensor.layout}")
     if not input_tensor.is_floating_point():
         raise TypeError(f"input_tensor must be floating-point, got {input_tensor.dtype}")
     if single_step:
@@ -103,7 +105,7 @@ def check_dt(dt: float) -> None:
         raise ValueError(f"dt must be a positive and finite number, in seconds, got {dt!r}")
 
 
-def check_number(name: str, value: Any) -> float:
+def check_number(name: str, value: object) -> float:
     """Returns a constant given as a number; raises if it is none or makes no sense."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
@@ -114,7 +116,7 @@ def check_number(name: str, value: Any) -> float:
     return value
 
 
-def as_constant(name: str, value: Any, like: Tensor) -> Tensor:
+def as_constant(name: str, value: object, like: Tensor) -> Tensor:
     """Returns a constant of the neuron as a floating-point tensor on the device of ``like``."""
     if not isinstance(value, Tensor):
         return torch.tensor(check_number(name, value), dtype=torch.float64, device=like.device)
@@ -129,9 +131,7 @@ def as_constant(name: str, value: Any, like: Tensor) -> Tensor:
     return value
 
 
-def _as_state(
-    name: str, value: Any, x: Tensor, step: torch.Size, dtype: torch.dtype
-) -> Tensor:
+def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype) -> Tensor:
     """Returns a state of shape ``step``; numbers and smaller tensors are broadcast."""
     if not isinstance(value, Tensor):
         value = torch.tensor(check_number(f"state.{name}", value), device=x.device)

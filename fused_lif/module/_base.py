@@ -17,8 +17,8 @@ class NeuronConstants(nn.Module):
 
     A :class:`torch.nn.Parameter` becomes a parameter of this module, and stays the same object: two
     layers that are given one ``LIFParameters`` share its parameters. Other tensors and numbers
-    become buffers that are not part of the ``state_dict``, follow the module to its device, and keep
-    their dtype: ``module.half()`` does not round a time constant that is not learned.
+    become buffers that are not part of the ``state_dict``, follow the module to its device, and
+    keep their dtype: ``module.half()`` does not round a time constant that is not learned.
 
     Args:
         p: A named tuple of constants, such as ``LIFParameters``.
