@@ -31,7 +31,9 @@ def info() -> str:
     lines.append("backends, the preferred one first:")
     for backend in BACKENDS.values():
         reasons = backend.unavailable()
-        lines.append(f"    {backend.name}: {'cannot run: ' + '; '.join(reasons) if reasons else 'ready'}")
+        lines.append(
+            f"    {backend.name}: {'cannot run: ' + '; '.join(reasons) if reasons else 'ready'}"
+        )
     return "\n".join(lines)
 
 

@@ -115,7 +115,14 @@ def li_feed_forward_integral(
         RuntimeError: If ``backend`` is given and cannot run this input.
     """
     out, v, i, states = integrate(
-        Neuron.LI, input_tensor, state.v, state.i, p, dt, record_states=record_states, backend=backend
+        Neuron.LI,
+        input_tensor,
+        state.v,
+        state.i,
+        p,
+        dt,
+        record_states=record_states,
+        backend=backend,
     )
     if states is not None:
         return out, LIState(*states.unbind(0))

@@ -179,7 +179,14 @@ def lif_current_encoder(
         Spikes and the membrane potential after the step, both of the shape of the input.
     """
     z, v, _, _ = integrate(
-        Neuron.CURRENT_ENCODER, input_current, voltage, None, p, dt, single_step=True, backend=backend
+        Neuron.CURRENT_ENCODER,
+        input_current,
+        voltage,
+        None,
+        p,
+        dt,
+        single_step=True,
+        backend=backend,
     )
     return z, v
 

@@ -43,9 +43,7 @@ class LICell(NeuronModule):
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
         return LIState(*resting_state(self.p.v_leak, input_tensor.shape, input_tensor))
 
-    def forward(
-        self, input_tensor: Tensor, state: LIState | None = None
-    ) -> tuple[Tensor, LIState]:
+    def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """Advances by one step with ``input_tensor``, from ``state`` or from rest."""
         if state is None:
             state = self.initial_state(input_tensor)
@@ -91,9 +89,7 @@ class LI(NeuronModule):
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
         return LIState(*resting_state(self.p.v_leak, input_tensor.shape[1:], input_tensor))
 
-    def forward(
-        self, input_tensor: Tensor, state: LIState | None = None
-    ) -> tuple[Tensor, LIState]:
+    def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """Integrates ``input_tensor``, starting from ``state`` or from rest."""
         if state is None:
             state = self.initial_state(input_tensor)
@@ -154,9 +150,7 @@ class LILinearCell(NeuronModule):
         step = torch.Size((*input_tensor.shape[:-1], self.hidden_size))
         return LIState(*resting_state(self.p.v_leak, step, input_tensor))
 
-    def forward(
-        self, input_tensor: Tensor, state: LIState | None = None
-    ) -> tuple[Tensor, LIState]:
+    def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """Advances by one step with ``input_tensor``, from ``state`` or from rest."""
         if state is None:
             state = self.initial_state(input_tensor)
