@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fused_lif.backends._base import Backend
 from fused_lif.surrogate import SURROGATES
@@ -77,6 +76,20 @@ if IMPORT_ERROR is None:
     _lif_backward = torch.ops.fused_lif.lif_backward.default
 
 
+class _NoSecondDerivative(torch.autograd.Function):
+    """Identity of all but the first argument, that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, requires_grad: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g.clone() for g in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "fused_lif has no second derivative of a neuron; backend='reference' has one"
+        )
+
+
 class _LIFSequence(torch.autograd.Function):
     """Gradients of ``lif_forward`` with respect to ``x``, ``v``, ``i`` and the constants."""
 
@@ -112,7 +125,6 @@ class _LIFSequence(torch.autograd.Function):
         return out, v_end, i_end, states
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any,
         grad_out: Tensor | None,
@@ -125,9 +137,12 @@ class _LIFSequence(torch.autograd.Function):
             grad_i = None
         if not ctx.records_states:  # torch.compile passes zeros here
             grad_states = None
-        results = _lif_backward(
-            grad_out, grad_v, grad_i, grad_states, *ctx.saved_tensors, *ctx.options, needs
-        )
+        with torch.no_grad():
+            results = _lif_backward(
+                grad_out, grad_v, grad_i, grad_states, *ctx.saved_tensors, *ctx.options, needs
+            )
+        if torch.is_grad_enabled():  # create_graph=True
+            results = _NoSecondDerivative.apply(torch.ones((), requires_grad=True), *results)
         return *(g if needs >> k & 1 else None for k, g in enumerate(results)), *(None,) * 7
 
 

@@ -1,0 +1,200 @@
+"""Inputs, tolerances and comparisons shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fused_lif
+from fused_lif import LIFFeedForwardState, LIFParameters, LIParameters, LIState
+from fused_lif.functional.lif import lif_current_encoder_integral
+from fused_lif.surrogate import SURROGATES
+
+
+class Tolerance(NamedTuple):
+    """Limits of CONTRIBUTING.md, "Numbers"; about ten times the largest difference measured."""
+
+    state: float  # max abs(a - b) / max(1, max abs(b))
+    grad: float  # per time step: max abs(a - b) / max abs(b)
+    grad_sum: float  # gradients of constants: abs(a - b) / sum of abs of what is summed
+
+
+TOLERANCE = {
+    torch.float64: Tolerance(1e-14, 1e-14, 1e-14),
+    torch.float32: Tolerance(1e-6, 2e-6, 2e-6),
+    torch.float16: Tolerance(1e-6, 1e-3, 1e-3),
+    torch.bfloat16: Tolerance(1e-6, 4e-3, 4e-3),
+}
+
+NEURONS = ("lif", "li", "encoder")
+METHODS = tuple(SURROGATES)
+CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
+
+
+class Case(NamedTuple):
+    """One call: a neuron, its arguments as leaves that require gradients, and its options."""
+
+    neuron: str
+    x: Tensor
+    v: Tensor
+    i: Tensor
+    constants: tuple[Tensor, ...]  # in the order of CONSTANTS
+    alpha: Tensor
+    options: dict[str, Any]
+
+    def run(self, backend: str | None) -> tuple[Tensor, ...]:
+        """Returns spikes (or potentials) and states."""
+        options = {"backend": backend, **self.options}
+        if self.neuron == "li":
+            out, s = fused_lif.li_feed_forward_integral(
+                self.x, LIState(self.v, self.i), LIParameters(*self.constants[:3]), **options
+            )
+            return out, s.v, s.i
+        method = options.pop("method", "super")
+        p = LIFParameters(*self.constants, method=method, alpha=self.alpha)
+        if self.neuron == "encoder":
+            return lif_current_encoder_integral(self.x, self.v, p, **options)
+        out, s = fused_lif.lif_feed_forward_integral(
+            self.x, LIFFeedForwardState(self.v, self.i), p, **options
+        )
+        return out, s.v, s.i
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Tensors that the outputs depend on, by name."""
+        named = {"x": self.x, "v": self.v, "i": self.i, **dict(zip(CONSTANTS, self.constants))}
+        unused = {"lif": (), "li": ("v_th", "v_reset"), "encoder": ("i", "tau_syn_inv")}
+        return {k: t for k, t in named.items() if k not in unused[self.neuron]}
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """Returns the same case with all tensors in another dtype."""
+
+        def convert(t: Tensor) -> Tensor:
+            return t.detach().to(dtype).requires_grad_()
+
+        constants = tuple(map(convert, self.constants))
+        return self._replace(
+            x=convert(self.x),
+            v=convert(self.v),
+            i=convert(self.i),
+            constants=constants,
+            alpha=self.alpha.to(dtype),
+        )
+
+
+def random_case(
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    neuron: str = "lif",
+    *,
+    constant_shape: Sequence[int] | None = None,
+    alpha: float = 3.0,
+    seed: int = 0,
+    **options: Any,
+) -> Case:
+    """A case of shape ``[T, *step]`` whose neurons spike now and then.
+
+    Numbers are drawn in float64 and rounded, so that all dtypes get the same ones. States are
+    float32 for half types. Constants have the shape ``constant_shape``, by default one per neuron.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    step = tuple(shape[1:])
+    per_neuron = step[-1:] if constant_shape is None else tuple(constant_shape)
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(size: Sequence[int], mean: float, std: float, of: torch.dtype) -> Tensor:
+        values = mean + std * torch.randn(tuple(size), generator=generator, dtype=torch.float64)
+        return values.to(of).requires_grad_()
+
+    return Case(
+        neuron,
+        normal(shape, 0.5 if neuron != "encoder" else 0.8, 0.5, dtype),
+        normal(step, 0.0, 0.2, state_dtype),
+        normal(step, 0.0, 0.2, state_dtype),
+        (
+            normal(per_neuron, 200.0, 20.0, state_dtype),
+            normal(per_neuron, 120.0, 10.0, state_dtype),
+            normal(per_neuron, 0.0, 0.1, state_dtype),
+            normal(per_neuron, 0.6, 0.1, state_dtype),
+            normal(per_neuron, 0.0, 0.1, state_dtype),
+        ),
+        torch.tensor(alpha, dtype=state_dtype),
+        options,
+    )
+
+
+def gradients(
+    case: Case, backend: str | None, weight_dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Gradients of a loss that looks at all outputs with random weights.
+
+    The weights of spikes are first rounded to ``weight_dtype``, by default that of the input.
+    """
+    outputs = case.run(backend)
+    generator = torch.Generator().manual_seed(1)
+    weights = [
+        torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs
+    ]
+    weights[0] = weights[0].to(weight_dtype or case.x.dtype).to(outputs[0].dtype)
+    inputs = case.inputs()
+    grads = torch.autograd.grad(
+        outputs, list(inputs.values()), weights, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(inputs, grads))
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, name: str = "tensor") -> None:
+    """Equal as numbers, NaN where NaN is expected, and of the same dtype and shape."""
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} instead of {expected.dtype}"
+    assert actual.shape == expected.shape, f"{name}: {actual.shape} instead of {expected.shape}"
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    assert same.all(), (
+        f"{name} differs in {int((~same).sum())} of {same.numel()} places; first at "
+        f"{(~same).nonzero()[0].tolist()}: {actual[~same][0]} instead of {expected[~same][0]}"
+    )
+
+
+def assert_grad_close(actual: Tensor, expected: Tensor, limit: float, name: str) -> None:
+    """Compares the gradient of a sequence step by step: it shrinks a million times on the way."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    if actual.numel() == 0:
+        return
+    difference = (actual.double() - expected.double()).abs().flatten(1).amax(1)
+    scale = expected.double().abs().flatten(1).amax(1).clamp(min=1e-300)
+    worst = (difference / scale).max().item()
+    assert worst <= limit, f"gradient of {name} is off by {worst:.1e} of its size, limit {limit}"
+
+
+def assert_all_grads_close(
+    case: Case,
+    actual: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    per_element: dict[str, Tensor],
+    tolerance: Tolerance,
+) -> None:
+    """Compares gradients of all inputs.
+
+    ``per_element`` has the gradients for one value of a constant per neuron and batch row: what is
+    summed for fewer values. Sums cancel, so errors are measured against the sum of the sizes, the
+    largest of all values.
+    """
+    assert actual.keys() == expected.keys()
+    for name, a in actual.items():
+        b = expected[name]
+        if name in CONSTANTS:
+            assert a.shape == b.shape
+            if a.numel() == 0 or per_element[name].numel() == 0:
+                assert not a.any()
+                continue
+            size = per_element[name].double().abs().sum_to_size(b.shape).max().clamp(min=1e-300)
+            worst = ((a.double() - b.double()).abs().max() / size).item()
+            limit = tolerance.grad_sum
+            assert worst <= limit, f"gradient of {name} is off by {worst:.1e}, limit {limit}"
+        else:
+            steps = a if name == "x" else a.unsqueeze(0)
+            assert_grad_close(
+                steps, b if name == "x" else b.unsqueeze(0), tolerance.grad, name
+            )
