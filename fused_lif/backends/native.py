@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from fused_lif.backends._base import Backend
 from fused_lif.surrogate import SURROGATES
@@ -176,6 +177,8 @@ def _reasons_against(device_type: str, problem: LIFProblem) -> list[str]:
     reasons = _unavailable()
     if problem.x.device.type != device_type:
         reasons.append(f"the input is on {problem.x.device.type}")
+    if not torch.compiler.is_compiling() and peek_interpreter_stack() is not None:
+        reasons.append("the kernels cannot be transformed by torch.func")
     return reasons
 
 

@@ -15,11 +15,16 @@ from fused_lif.types import LIFProblem, LIFResult, Neuron
 class _Spike(torch.autograd.Function):
     """z = H(s), with a surrogate derivative."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, s: Tensor, alpha: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(s, alpha)
-        ctx.surrogate = surrogate
+    def forward(s: Tensor, alpha: Tensor, surrogate: Surrogate) -> Tensor:
         return (s > 0).to(s.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.surrogate = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor, None, None]:
@@ -30,10 +35,15 @@ class _Spike(torch.autograd.Function):
 class _Choose(torch.autograd.Function):
     """z * a + (1 - z) * b for z of 0 or 1, exact also where the other one is infinite."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(z, a, b)
+    def forward(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.where(z > 0, a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

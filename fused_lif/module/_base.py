@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -97,29 +98,26 @@ class NeuronModule(nn.Module):
         p: Constants of the neuron.
         dt: Length of one step, in seconds.
         backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    Attributes:
+        constants: The module that registers the constants.
     """
 
     def __init__(self, p: Any, dt: float = 0.001, *, backend: str | None = None) -> None:
         super().__init__()
         check_dt(dt)
-        self.p = p
+        self.constants = NeuronConstants(p)
         self.dt = dt
         self.backend = check_backend_name(backend)
 
     @property
     def p(self) -> Any:
         """The constants, with the tensors that the layer uses; can be assigned."""
-        return self._modules["p"].as_tuple()  # type: ignore[union-attr, operator]
+        return self.constants.as_tuple()
 
     @p.setter
     def p(self, value: Any) -> None:
-        self._modules["p"] = NeuronConstants(value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "p":  # nn.Module would insist on a module, since one has this name
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+        self.constants = NeuronConstants(value)
 
     def extra_repr(self) -> str:
         """Shows the constants and the time step, as Norse does."""
@@ -139,5 +137,6 @@ def resting_state(v_leak: Tensor, step: torch.Size, like: Tensor) -> tuple[Tenso
         step = torch.broadcast_shapes(step, v_leak.shape)
     v = torch.empty(step, dtype=dtype, device=like.device).copy_(v_leak.detach())
     if not torch.compiler.is_compiling():
-        v.requires_grad_()
+        with suppress(RuntimeError):  # inside torch.func transforms
+            v.requires_grad_()
     return v, torch.zeros(step, dtype=dtype, device=like.device)

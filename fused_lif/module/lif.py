@@ -101,7 +101,7 @@ class LIF(NeuronModule):
         >>> tau_mem_inv = torch.nn.Parameter(torch.full((2,), 100.0))
         >>> layer = LIF(LIFParameters(tau_mem_inv=tau_mem_inv))
         >>> [name for name, _ in layer.named_parameters()]
-        ['p.tau_mem_inv']
+        ['constants.tau_mem_inv']
     """
 
     def __init__(
