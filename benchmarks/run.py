@@ -1,0 +1,523 @@
+"""Measures the cases of `cases.py` and appends rows to ``results/<device>.csv``.
+
+    python benchmarks/run.py --case lif_forward --case lif_cell --peers
+
+Every candidate is first compared with the reference: where one of ours differs, no number is
+written. Then the candidates take turns on the clock until the budget of the case is used up, so
+that a disturbance from outside hits all of them. Ratios are those of medians of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from cases import (
+    BACKWARD,
+    BOTH,
+    CANDIDATES,
+    CASES,
+    FORWARD,
+    PEAK,
+    REFERENCE,
+    SAVED,
+    Call,
+    Candidate,
+    Case,
+    Problem,
+    Row,
+    Setting,
+    Shape,
+    Verdict,
+    quick,
+)
+from peers import OPTIONAL, PEERS
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent
+ALL_CANDIDATES = CANDIDATES | PEERS
+Results = dict[str, Tensor]
+FIELDS = (
+    *("case", "backend", "mode", "T", "B", "N", "dtype", "constants", "input"),
+    *("median_ms", "q20_ms", "q80_ms", "repeats", "memory_bytes", "threads", "load"),
+    *("commit", "uncommitted", "versions", "device", "date"),
+)
+LEFT_OUT = "left out without --peers"
+GPU_BACKENDS = ("cuda", "triton")  # take the place of "cpu" on a GPU
+TURN_SECONDS = 0.005  # short calls are repeated for so long in one turn
+MIN_TURNS, MIN_TURNS_SLOW, SLOW_SECONDS = 3, 2, 1.0
+
+
+class Absence(NamedTuple):
+    """A candidate that was not measured, and why."""
+
+    case: str
+    backend: str
+    reason: str
+
+
+class WrongResultError(Exception):
+    """One of our candidates differs from the reference."""
+
+
+def differences(actual: Results, expected: Results, candidate: Candidate, model: str) -> list[str]:
+    """Returns how a candidate differs from the reference by more than rounding.
+
+    Exact candidates must spike alike. In others one neuron in 100 may have a spike at another
+    time; it is left out of the comparison, and so are the sums it is part of.
+    """
+    found = []
+    same = torch.ones(actual["z"].shape[-2:], dtype=torch.bool)
+    if model != "li":
+        same = (actual["z"] == expected["z"]).reshape(-1, *same.shape).all(0)
+        if (share := 1 - same.float().mean().item()) > (0 if candidate.exact else 0.01):
+            found.append(f"z: {share:.2%} of the neurons spike differently")
+    limit = 1e-3 if not candidate.exact else 1e-5
+    for name, value in actual.items():
+        if name == "z" and model != "li":
+            continue
+        a, b = value.double(), expected.get(name, torch.zeros_like(value)).double()
+        keep = same if a.dim() >= 2 else same.all(0) if a.dim() == 1 else same.all()
+        error, size = ((a - b) * keep).abs(), (b * keep).abs()
+        if not name.startswith("grad"):
+            worst = error.max() / size.max().clamp_min(1)
+        elif a.dim() == 3:  # step by step: over time, gradients shrink by orders of magnitude
+            worst = (error.amax((1, 2)) / size.amax((1, 2)).clamp_min(1e-30)).max()
+        else:
+            worst = error.max() / size.max().clamp_min(1e-30)
+        # A half gradient is rounded once; sums over T and B depend on their order.
+        factor = 1e3 if value.dtype.itemsize == 2 else 10 if a.dim() == 1 else 1
+        if not worst <= factor * limit:
+            found.append(f"{name}: relative error {worst:.1e}, limit {factor * limit:.0e}")
+    return found
+
+
+def verify(candidates: list[Candidate], problem: Problem, mode: str) -> dict[str, list[str]]:
+    """Returns the differences from the reference of each candidate, by name.
+
+    Half inputs are compared with the reference in float32 on the rounded values.
+    """
+    setting = problem.setting
+    single = Problem(replace(setting, dtype="float32")) if problem.is_half else problem
+    with torch.no_grad():
+        single.x.copy_(problem.x)
+        single.grad_z.copy_(problem.grad_z)
+    expected = REFERENCE.results(single, mode)
+    rate = expected["z"].mean().item()
+    is_busy = setting.model == "lif" and setting.input == "busy" and setting.T > 30
+    if is_busy and not 0.01 < rate < 0.5:
+        raise WrongResultError(f"an input that makes {rate:.1%} spikes shows nothing")
+    found = {}
+    for c in candidates:
+        if c.name in ("copy", REFERENCE.name):
+            continue
+        able = FORWARD if c.reasons_against(setting, mode) else mode
+        try:
+            results = c.results(problem, able)
+        except Exception as error:
+            found[c.name] = [f"raises {type(error).__name__}: {error}"]
+            continue
+        found[c.name] = differences(results, expected, c, setting.model)
+        due = {name for name in expected if name.startswith("grad")} if able == BOTH else set()
+        found[c.name] += [f"no {name}" for name in sorted(due - results.keys())]
+    return found
+
+
+def measure(calls: list[Call], budget: float, synchronize: Callable[[], None]) -> list[list[float]]:
+    """Returns the seconds of every repetition of each call.
+
+    The call that has had the least time so far goes next, until ``budget`` seconds are used up and
+    each has had its minimum of turns. The result of a repetition is dropped off the clock, before
+    the next starts.
+    """
+
+    def once(call: Call) -> float:
+        argument = call.before()
+        synchronize()
+        start = time.perf_counter()
+        result = call.run(argument)
+        synchronize()
+        seconds = time.perf_counter() - start
+        del result
+        return seconds
+
+    samples: list[list[float]] = [[] for _ in calls]
+    gc.collect()
+    gc.disable()
+    try:
+        repeats, turns_due = [], []
+        for call in calls:  # warm up
+            start, seconds = time.perf_counter(), once(call)
+            while seconds < SLOW_SECONDS and time.perf_counter() - start < 0.1:
+                seconds = once(call)
+            repeats.append(max(1, min(1000, int(TURN_SECONDS / seconds))))
+            turns_due.append(MIN_TURNS_SLOW if seconds > SLOW_SECONDS else MIN_TURNS)
+        spent, turns = [0.0] * len(calls), [0] * len(calls)
+        while sum(spent) < budget or any(n < due for n, due in zip(turns, turns_due, strict=True)):
+            late = [k for k in range(len(calls)) if turns[k] < turns_due[k]]
+            pool = late if sum(spent) >= budget else range(len(calls))
+            k = min(pool, key=spent.__getitem__)
+            start = time.perf_counter()
+            if repeats[k] > 1:
+                once(calls[k])  # brings its data back into the caches
+            samples[k] += [once(calls[k]) for _ in range(repeats[k])]
+            spent[k] += time.perf_counter() - start
+            turns[k] += 1
+    finally:
+        gc.enable()
+    return samples
+
+
+def quantiles_ms(samples: list[float]) -> dict[str, float]:
+    """Returns the columns of the time, in milliseconds."""
+    q = torch.tensor(samples, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double())
+    q20, median, q80 = (float(f"{1e3 * value:.5g}") for value in q)
+    return {"median_ms": median, "q20_ms": q20, "q80_ms": q80}
+
+
+def saved_bytes(candidate: Candidate, problem: Problem) -> int:
+    """Returns the bytes kept for backward, each storage once, without the constants."""
+    constants = {c.untyped_storage().data_ptr() for c in problem.constants.values()}
+    alive, saved = [], {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        alive.append(tensor)  # a freed address could come back
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in constants:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = candidate.call(problem, FORWARD).run(None)
+    del result
+    return sum(saved.values())
+
+
+def _resident_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    (kilobytes,) = re.findall(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+def peak_here(candidate: Candidate, setting: Setting, mode: str) -> int:
+    """Returns how far resident memory rises above that with the inputs in place."""
+    T, B, N = quick((setting.T, setting.B, setting.N))
+    small = replace(setting, T=T, B=B, N=N)
+    warm_up = candidate.call(Problem(small), mode)
+    warm_up.run(warm_up.before())
+    call = candidate.call(Problem(setting), mode)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM afresh
+    before = _resident_bytes("VmRSS")
+    result = call.run(call.before())
+    peak = _resident_bytes("VmHWM") - before
+    del result
+    return peak
+
+
+def peak_memory(candidate: Candidate, setting: Setting, mode: str, threads: int) -> int | str:
+    """Returns `peak_here` of a fresh process, or an empty string where it cannot be measured."""
+    question = json.dumps([candidate.name, asdict(setting), mode])
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak-of", question]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        print(
+            f"no peak memory of {candidate.name}: {answer.stderr.strip()[-300:]}", file=sys.stderr
+        )
+        return ""
+    return int(answer.stdout.split()[-1])
+
+
+class Runner:
+    """Runs cases and appends their rows to a file.
+
+    Attributes:
+        absences: What was not measured.
+        failures: Where one of ours differed from the reference.
+    """
+
+    def __init__(
+        self, out: Path, device: str, threads: int, budget: float, peers: bool, memory: bool
+    ) -> None:
+        self.out, self.device, self.threads, self.budget = out, device, threads, budget
+        self.peers, self.memory = peers, memory
+        self.absences: list[Absence] = []
+        self.failures: list[str] = []
+        self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self.facts = facts(device) | {"threads": threads}
+
+    def run(self, name: str, case: Case) -> list[list[Row]]:
+        """Returns the rows of a case, one list for each group that was timed in turns."""
+        groups = []
+        for shape in case.shapes:
+            try:
+                block = [replace(s, device=self.device) for s in case.block(*shape)]
+                groups += self._run_block(name, case, block)
+            except WrongResultError as error:
+                self.failures.append(f"{name} {shape}: {error}")
+        return groups
+
+    def _run_block(self, name: str, case: Case, block: list[Setting]) -> list[list[Row]]:
+        needs_gradient = {BOTH, BACKWARD, SAVED, PEAK} & set(case.modes)
+        entries = []
+        for setting in block:
+            problem = Problem(setting)
+            present = (self._present(name, n, case, setting) for n in self._names(case))
+            candidates = [c for c in present if c]
+            found = verify(candidates, problem, BOTH if needs_gradient else FORWARD)
+            for candidate in candidates:
+                if not (differs := found.get(candidate.name)):
+                    entries.append((candidate, problem))
+                elif candidate.name in PEERS:
+                    reason = f"differs from the reference: {'; '.join(differs)}"
+                    self.absences.append(Absence(name, candidate.name, reason))
+                else:
+                    raise WrongResultError(
+                        f"{candidate.name} differs from the reference: {'; '.join(differs)}"
+                    )
+        groups = []
+        for mode in case.modes:
+            able = [(c, p) for c, p in entries if not c.reasons_against(p.setting, _timed(mode))]
+            rows = self._rows(name, case, mode, able) if able else []
+            append(self.out, rows)
+            groups.append(rows)
+        return groups
+
+    def _names(self, case: Case) -> list[str]:
+        fused = GPU_BACKENDS if self.device == "cuda" else ("cpu",)
+        return [n for name in case.candidates for n in (fused if name == "cpu" else (name,))]
+
+    def _present(self, case_name: str, name: str, case: Case, setting: Setting) -> Candidate | None:
+        candidate = ALL_CANDIDATES[name]
+        if name in OPTIONAL and not self.peers:
+            reasons = [LEFT_OUT]
+        else:
+            reasons = min(
+                (candidate.reasons_against(setting, _timed(m)) for m in case.modes), key=len
+            )
+        if reasons:
+            self.absences.append(Absence(case_name, name, "; ".join(reasons)))
+            return None
+        return candidate
+
+    def _rows(
+        self, name: str, case: Case, mode: str, entries: list[tuple[Candidate, Problem]]
+    ) -> list[Row]:
+        rows: list[Row] = []
+        load = f"{os.getloadavg()[0]:.2f}"
+        if mode in (SAVED, PEAK):
+            times: list[dict[str, Any]] = [{} for _ in entries]
+        else:
+            budget = self.budget / (len(case.shapes) * len(case.modes))
+            samples = measure([c.call(p, mode) for c, p in entries], budget, self.synchronize)
+            times = [quantiles_ms(s) | {"repeats": len(s)} for s in samples]
+        for (candidate, problem), columns in zip(entries, times, strict=True):
+            setting = {k: v for k, v in asdict(problem.setting).items() if k in FIELDS}
+            row = dict.fromkeys(FIELDS, "") | setting | self.facts | columns
+            row |= {"case": name, "backend": candidate.name, "mode": mode, "load": load}
+            if mode == SAVED:
+                row["memory_bytes"] = saved_bytes(candidate, problem)
+            elif mode == PEAK or (case.memory and mode != BACKWARD and candidate.name != "copy"):
+                row["memory_bytes"] = self._peak(candidate, problem.setting, _timed(mode))
+            if row["median_ms"] != "" or row["memory_bytes"] != "":
+                rows.append(row)
+        return rows
+
+    def _peak(self, candidate: Candidate, setting: Setting, mode: str) -> int | str:
+        if not self.memory:
+            return ""
+        if self.device == "cpu":
+            return peak_memory(candidate, setting, mode, self.threads)
+        call = candidate.call(Problem(setting), mode)
+        argument, before = call.before(), torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call.run(argument)
+        return torch.cuda.max_memory_allocated() - before
+
+
+def _timed(mode: str) -> str:
+    """Returns the mode in which a call is made for ``mode``."""
+    return {SAVED: FORWARD, PEAK: BOTH}.get(mode, mode)
+
+
+def device_name(device: str) -> str:
+    """Returns the model of the processor or of the GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def slug(name: str) -> str:
+    """Returns the name of a device as it stands in the name of a file."""
+    name = re.sub(r"\((r|tm|c)\)|@.*|\bcpu\b", " ", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def facts(device: str) -> Row:
+    """Returns the columns that are the same in all rows of a run."""
+    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
+    packages = ("fused_lif", "torch", "norse", "jax", "triton")
+    versions = [f"{p}={_version(p)}" for p in packages]
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted": {"": "no", "unknown": "unknown"}.get(changes, "yes"),
+        "versions": " ".join([f"python={platform.python_version()}", *versions]),
+        "device": device_name(device),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def append(path: Path, rows: list[Row]) -> None:
+    """Appends rows to a CSV file, which begins with the names of the columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="") as file:
+            if (header := tuple(next(csv.reader(file)))) != FIELDS:
+                raise ValueError(f"{path.name} has other columns than these rows: {header}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def judge(name: str, case: Case, group: list[Row]) -> list[Verdict | None]:
+    """Returns the ratio of each row; only at the shapes of `CASES` with the target."""
+    verdicts = [case.judge(row, group) for row in group]
+    if set(case.shapes) <= set(CASES[name].shapes):
+        return verdicts
+    return [v and v._replace(limit=None) for v in verdicts]
+
+
+Judged = list[tuple[list[Row], list[Verdict | None]]]
+
+
+def print_table(judged: Judged, absences: list[Absence]) -> None:
+    """Prints all rows with their ratios, then what is absent."""
+    line = "{:<21}{:<16}{:<17}{:<17}{:>10} {:<22}{:>6}{:>8}  {}"
+    names = (
+        "case",
+        "(T, B, N)",
+        "mode",
+        "backend",
+        "median ms",
+        "(20 %, 80 %)",
+        "n",
+        "MB",
+        "ratio",
+    )
+    print(line.format(*names))
+    for group, verdicts in judged:
+        for row, verdict in zip(group, verdicts, strict=True):
+            timed, memory = row["median_ms"] != "", row["memory_bytes"]
+            remarks = {row["dtype"], row["constants"], row["input"]}
+            cells = (
+                row["case"],
+                f"({row['T']}, {row['B']}, {row['N']})",
+                row["mode"],
+                " ".join([row["backend"], *sorted(remarks & {"bfloat16", "scalar", "quiet"})]),
+                row["median_ms"],
+                f"({row['q20_ms']}, {row['q80_ms']})" if timed else "",
+                row["repeats"],
+                "" if memory == "" else f"{memory / 1e6:.1f}",
+                verdict or "",
+            )
+            print(line.format(*map(str, cells)))
+    for absence in dict.fromkeys(absences):
+        print(f"{absence.case}: {absence.backend} is absent: {absence.reason}")
+
+
+def _shape(text: str) -> Shape:
+    T, B, N = (int(part) for part in text.split(","))
+    return T, B, N
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--case", action="append", choices=CASES, metavar="NAME", help="repeatable; default: all")
+    add("--shape", action="append", type=_shape, metavar="T,B,N", help="instead of the case's own")
+    add("--list", action="store_true", help="list the cases and stop")
+    add("--budget", type=float, default=60.0, help="seconds per case (%(default)s)")
+    add("--threads", type=int, default=2, help="threads of torch (%(default)s)")
+    add("--peers", action="store_true", help=f"measure {', '.join(OPTIONAL)} too")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--out", type=Path, help="default: benchmarks/results/<device>.csv")
+    add("--quick", action="store_true", help="tiny sizes, no peaks: only shows that it runs")
+    add("--check-targets", action="store_true", help="exit with 1 if one is missed or absent")
+    add("--peak-of", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    os.environ.setdefault("NPROC", str(options.threads))  # the size of jax's pool of threads
+    os.environ.setdefault("JAX_PLATFORMS", options.device)
+    if options.peak_of:
+        name, setting, mode = json.loads(options.peak_of)
+        print(peak_here(ALL_CANDIDATES[name], Setting(**setting), mode))
+        return 0
+    if options.list:
+        for name, case in CASES.items():
+            print(f"{name:<22}{case.about}\n{'':<22}{', '.join(case.candidates)} at {case.shapes}")
+        return 0
+    if options.quick and not options.out:
+        raise SystemExit("--quick needs --out: its numbers mean nothing")
+    out = options.out or ROOT / "results" / f"{slug(device_name(options.device))}.csv"
+    budget = min(options.budget, 1.0) if options.quick else options.budget
+    runner = Runner(out, options.device, options.threads, budget, options.peers, not options.quick)
+    judged = []
+    for name in options.case or CASES:
+        shapes = tuple(options.shape or CASES[name].shapes)
+        case = replace(CASES[name], shapes=tuple(map(quick, shapes)) if options.quick else shapes)
+        print(f"{name} ...", file=sys.stderr)
+        judged += [(group, judge(name, case, group)) for group in runner.run(name, case)]
+    print_table(judged, runner.absences)
+    verdicts = [v for _, group in judged for v in group if v and v.limit is not None]
+    missed = [v for v in verdicts if not v.passed]
+    absent = [a for a in runner.absences if a.reason != LEFT_OUT]  # no verdict is no pass
+    print(f"{len(verdicts) - len(missed)} of {len(verdicts)} targets met")
+    for failure in runner.failures:
+        print(f"WRONG RESULT, no row written: {failure}", file=sys.stderr)
+    return 1 if runner.failures or (options.check_targets and (missed or absent)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The cases of `cases.py` under pytest-benchmark, at small sizes: ``pytest benchmarks``.
+
+For work on one kernel between two commits (``--benchmark-autosave``, ``--benchmark-compare``); the
+numbers that count come from `run.py`, which lets the candidates take turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cases import BACKWARD, BOTH, CASES, FORWARD, PEAK, SAVED, Candidate, Problem, Setting
+from run import ALL_CANDIDATES, verify
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of other libraries are not ours
+
+
+def _small(case: str) -> Setting:
+    return CASES[case].block(20, 4, 64)[-1]
+
+
+@pytest.mark.parametrize(
+    ("case", "mode", "name"),
+    [
+        (case, mode, name)
+        for case, c in CASES.items()
+        for mode in c.modes
+        for name in c.candidates
+        if mode not in (SAVED, PEAK) and name != "copy"
+    ],
+)
+def test_case(benchmark: Any, case: str, mode: str, name: str) -> None:
+    """Compares with the reference, then times."""
+    candidate: Candidate = ALL_CANDIDATES[name]
+    setting = _small(case)
+    if reasons := candidate.reasons_against(setting, mode):
+        pytest.skip(f"{name}: {'; '.join(reasons)}")
+    problem = Problem(setting)
+    found = verify([candidate], problem, BOTH if mode in (BACKWARD, BOTH) else FORWARD)
+    assert not found.get(name), found
+    call = candidate.call(problem, mode)
+    benchmark.group = f"{case} {mode}"
+    benchmark.pedantic(
+        call.run, setup=lambda: ((call.before(),), {}), rounds=10, warmup_rounds=2, iterations=1
+    )
