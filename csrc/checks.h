@@ -21,17 +21,14 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
+// Throws a message of these parts. Called as `if (!rule) fail(...)`: the parts cost nothing
+// otherwise.
 template <typename... Args>
 [[noreturn]] inline void fail(const Args&... args) {
   std::ostringstream message;
   message << "fused_lif: ";
   (message << ... << args);
   throw std::runtime_error(message.str());
-}
-
-template <typename... Args>
-inline void check(bool condition, const Args&... args) {
-  if (!condition) [[unlikely]] fail(args...);
 }
 
 inline std::string to_string(Sizes sizes) {
@@ -61,13 +58,13 @@ inline ScalarType compute_type(ScalarType t) {
 
 // x is [T, *step], or [*step] for a single step; v is [*step].
 inline void check_input(const char* op, const Tensor& x, const Tensor& v) {
-  check(
-      x.dim() == v.dim() || x.dim() == v.dim() + 1, op, ": x must have shape [T, *step] for v of shape ",
-      to_string(v.sizes()), ", got ", to_string(x.sizes()));
-  check(
-      x.dim() == v.dim() || x.size(0) >= 1, op, ": x must have at least one time step, got shape ",
-      to_string(x.sizes()));
-  check(is_floating(x.scalar_type()), op, ": x must be float64, float32, float16 or bfloat16");
+  if (!(x.dim() == v.dim() || x.dim() == v.dim() + 1))
+    fail(
+        op, ": x must have shape [T, *step] for v of shape ", to_string(v.sizes()), ", got ",
+        to_string(x.sizes()));
+  if (!(x.dim() == v.dim() || x.size(0) >= 1))
+    fail(op, ": x must have at least one time step, got shape ", to_string(x.sizes()));
+  if (!is_floating(x.scalar_type())) fail(op, ": x must be float64, float32, float16 or bfloat16");
 }
 
 inline void check_tensor(
@@ -77,27 +74,29 @@ inline void check_tensor(
     Sizes sizes,
     ScalarType dtype,
     const Tensor& x) {
-  check(
-      equal(t.sizes(), sizes), op, ": ", name, " must have shape ", to_string(sizes),
-      " to match x of shape ", to_string(x.sizes()), ", got ", to_string(t.sizes()));
-  check(
-      t.scalar_type() == dtype, op, ": ", name, " must have the dtype ",
-      dtype == ScalarType::Double ? "float64" : "of x, or float32 for states", " to match x");
-  check(t.device() == x.device(), op, ": ", name, " must be on the device of x");
+  if (!equal(t.sizes(), sizes))
+    fail(
+        op, ": ", name, " must have shape ", to_string(sizes), " to match x of shape ",
+        to_string(x.sizes()), ", got ", to_string(t.sizes()));
+  if (t.scalar_type() != dtype)
+    fail(
+        op, ": ", name, " must have the dtype ",
+        dtype == ScalarType::Double ? "float64" : "of x, or float32 for states", " to match x");
+  if (!(t.get_device_index() == x.get_device_index() && t.is_cpu() == x.is_cpu()))
+    fail(op, ": ", name, " must be on the device of x");
 }
 
 inline Neuron check_neuron(const char* op, int64_t neuron) {
-  check(
-      neuron >= 0 && neuron < static_cast<int64_t>(Neuron::kCount), op, ": unknown neuron ",
-      neuron);
+  if (!(neuron >= 0 && neuron < static_cast<int64_t>(Neuron::kCount)))
+    fail(op, ": unknown neuron ", neuron);
   return static_cast<Neuron>(neuron);
 }
 
 inline Surrogate check_surrogate(const char* op, int64_t method) {
-  check(
-      method >= 0 && method < static_cast<int64_t>(Surrogate::kCount), op,
-      ": unknown surrogate id ", method, "; known ids are 0 to ",
-      static_cast<int64_t>(Surrogate::kCount) - 1);
+  if (!(method >= 0 && method < static_cast<int64_t>(Surrogate::kCount)))
+    fail(
+        op, ": unknown surrogate id ", method, "; known ids are 0 to ",
+        static_cast<int64_t>(Surrogate::kCount) - 1);
   return static_cast<Surrogate>(method);
 }
 

@@ -1,9 +1,9 @@
 // One time step of a neuron, forward and backward: the only C++ copy of the equations. START HERE.
 //
-// V is the type of one value: a float or double for one neuron, or a SIMD vector of them for several.
-// The CPU loops call this; fused_lif/backends/reference.py has the same equations in torch. Every
-// backend does the same operations in the same order and never contracts them into fused
-// multiply-adds, so that all backends spike alike, bit for bit.
+// V is the type of one value: a float or double for one neuron, or a SIMD vector of them for
+// several. The CPU loops call this; fused_lif/backends/reference.py has the same equations in
+// torch. Every backend does the same operations in the same order and never contracts them into
+// fused multiply-adds, so that all backends spike alike, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -85,10 +85,10 @@ struct ConstantGrads {
 // `grad_out` is dL/dz (dL/dv_decayed for LI), `surrogate` the derivative of H at v_decayed - v_th.
 // Returns dL/dx:
 //
-//   grad_spike = grad_out + (v_spiked - v_decayed) * grad_v       second term only through the reset
-//   d          = (z and hard ? 0 : grad_v) + surrogate * grad_spike        gradient of v_decayed
-//   grad_x     = dt/tau_mem * d + (1 - dt/tau_syn) * grad_i
-//   grad_v     = (1 - dt/tau_mem) * d
+//   grad_spike = grad_out + (v_spiked - v_decayed) * grad_v       second term only through the
+//   reset d          = (z and hard ? 0 : grad_v) + surrogate * grad_spike        gradient of
+//   v_decayed grad_x     = dt/tau_mem * d + (1 - dt/tau_syn) * grad_i grad_v     = (1 - dt/tau_mem)
+//   * d
 template <Neuron kNeuron, Reset kReset, bool kConstantGrads, typename V>
 FUSED_LIF_HD V step_backward(
     const Step<V>& step,

@@ -1,4 +1,5 @@
-// The pybind11 module `_C`: importing it registers the operators; its functions tell what was built.
+// The pybind11 module `_C`: importing it registers the operators; its functions tell what was
+// built.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -28,7 +29,8 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_architectures"] = FUSED_LIF_CUDA_ARCHITECTURES;
         return info;
       },
-      "Version of the package, of the torch and the compiler it was built with; CUDA architectures.");
+      "Version of the package, of the torch and the compiler it was built with; CUDA "
+      "architectures.");
   m.def(
       "cpu_capability", [] { return std::string(fused_lif::cpu::current_kernels().name); },
       "Instruction set of the CPU kernels in use.");

@@ -1,5 +1,5 @@
-// Names and schemas of all operators. No math and no kernels here; autograd and fake functions are in
-// fused_lif/backends/native.py. Built on the stable ABI of LibTorch: one library for every torch
+// Names and schemas of all operators. No math and no kernels here; autograd and fake functions are
+// in fused_lif/backends/native.py. Built on the stable ABI of LibTorch: one library for every torch
 // from 2.10 on.
 #include <torch/csrc/stable/library.h>
 
@@ -19,18 +19,20 @@ std::string surrogate_names() {
 
 }  // namespace
 
-// x: [T, *step], or [*step] for a single step. States v and i: [*step]. Constants broadcast to [*step]. `out` are the spikes, or the
-// potentials of an LI. `states`: [2, rows, *step] (1 without synapse); rows is T if state_interval is 1,
-// (T - 1) / state_interval if it is greater, 0 if it is 0.
-// neuron: 0 LIF, 1 LI (no threshold, no v_th, v_reset, alpha), 2 current encoder (no i, tau_syn_inv).
-// needs: bit k asks for the k-th gradient of the backward's result; what is not needed comes back empty.
+// x: [T, *step], or [*step] for a single step. States v and i: [*step]. Constants broadcast to
+// [*step]. `out` are the spikes, or the potentials of an LI. `states`: [2, rows, *step] (1 without
+// synapse); rows is T if state_interval is 1, (T - 1) / state_interval if it is greater, 0 if it is
+// 0. neuron: 0 LIF, 1 LI (no threshold, no v_th, v_reset, alpha), 2 current encoder (no i,
+// tau_syn_inv). needs: bit k asks for the k-th gradient of the backward's result; what is not
+// needed comes back empty.
 STABLE_TORCH_LIBRARY(fused_lif, m) {
   m.def(
       "lif_forward(Tensor x, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
       "Tensor v_leak, Tensor? v_th, Tensor? v_reset, float dt, int neuron, bool soft_reset, "
       "int state_interval) -> (Tensor out, Tensor v, Tensor i, Tensor states)");
   m.def(
-      "lif_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, Tensor? grad_states, Tensor x, "
+      "lif_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, Tensor? grad_states, Tensor "
+      "x, "
       "Tensor states, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, "
       "Tensor? v_th, Tensor? v_reset, Tensor? alpha, float dt, int neuron, bool soft_reset, "
       "int state_interval, int method, bool detach_reset, int needs) -> (Tensor grad_x, "

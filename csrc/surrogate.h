@@ -24,19 +24,11 @@ enum class Surrogate : int64_t {
   kCount
 };
 
-inline constexpr const char* kSurrogateNames[] = {
-    "heaviside",
-    "super",
-    "triangle",
-    "tanh",
-    "circ",
-    "heavi_erfc",
-    "sigmoid",
-    "atan",
-    "piecewise_linear"};
+inline constexpr const char* kSurrogateNames[] = {"heaviside", "super", "triangle",
+                                                  "tanh",      "circ",  "heavi_erfc",
+                                                  "sigmoid",   "atan",  "piecewise_linear"};
 static_assert(
-    sizeof(kSurrogateNames) / sizeof(kSurrogateNames[0]) ==
-    static_cast<size_t>(Surrogate::kCount));
+    sizeof(kSurrogateNames) / sizeof(kSurrogateNames[0]) == static_cast<size_t>(Surrogate::kCount));
 
 // The functions that a vector type has to bring along; a scalar has them from <cmath>.
 template <typename V>

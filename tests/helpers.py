@@ -195,6 +195,4 @@ def assert_all_grads_close(
             assert worst <= limit, f"gradient of {name} is off by {worst:.1e}, limit {limit}"
         else:
             steps = a if name == "x" else a.unsqueeze(0)
-            assert_grad_close(
-                steps, b if name == "x" else b.unsqueeze(0), tolerance.grad, name
-            )
+            assert_grad_close(steps, b if name == "x" else b.unsqueeze(0), tolerance.grad, name)

@@ -54,13 +54,13 @@ def test_equal_reference(shape, dtype, neuron, capability):  # noqa: F811
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_every_surrogate_and_reset(dtype, method, reset, detach_reset, capability):  # noqa: F811
-    check(
-        random_case((40, 3, 35), dtype, method=method, reset=reset, detach_reset=detach_reset)
-    )
+    check(random_case((40, 3, 35), dtype, method=method, reset=reset, detach_reset=detach_reset))
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
-@pytest.mark.parametrize("constant_shape", [(), (5,), (3, 5), (3, 1), (1,), (1, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "constant_shape", [(), (5,), (3, 5), (3, 1), (1,), (1, 5), (1, 1)], ids=str
+)
 def test_constants_broadcast(constant_shape, reset):
     check(random_case((40, 3, 5), torch.float64, constant_shape=constant_shape, reset=reset))
 
@@ -113,7 +113,9 @@ def test_any_gradient_of_the_output(which):
             "only i": lambda: (i * weights).sum(),
         }[which]()
         inputs = case.inputs()
-        grads = torch.autograd.grad(total, inputs.values(), allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            total, inputs.values(), allow_unused=True, materialize_grads=True
+        )
         return dict(zip(inputs, grads))
 
     case = random_case((40, 3, 70))
@@ -166,7 +168,13 @@ def test_gradcheck_below_threshold(neuron, constant_shape):
 def test_gradient_by_hand():
     """One neuron, two steps, the first of which spikes; every term of the backward pass."""
     dt, alpha = 0.001, 2.0
-    values = {"tau_syn_inv": 200.0, "tau_mem_inv": 500.0, "v_leak": 0.1, "v_th": 0.4, "v_reset": 0.05}
+    values = {
+        "tau_syn_inv": 200.0,
+        "tau_mem_inv": 500.0,
+        "v_leak": 0.1,
+        "v_th": 0.4,
+        "v_reset": 0.05,
+    }
     p = {k: torch.tensor(v, dtype=torch.float64, requires_grad=True) for k, v in values.items()}
     x = torch.tensor([[1.0], [-0.5]], dtype=torch.float64, requires_grad=True)
     state = LIFFeedForwardState(torch.zeros(1).double(), torch.zeros(1).double())

@@ -44,7 +44,9 @@ def test_equals_reference(shape, dtype, neuron, capability):
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
-@pytest.mark.parametrize("constant_shape", [(), (5,), (3, 5), (3, 1), (1,), (1, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "constant_shape", [(), (5,), (3, 5), (3, 1), (1,), (1, 5), (1, 1)], ids=str
+)
 def test_constants_broadcast(constant_shape, reset):
     case = random_case((40, 3, 5), constant_shape=constant_shape, reset=reset)
     for a, e in zip(case.run("cpu"), case.run("reference")):

@@ -77,7 +77,9 @@ def test_state_dict_round_trip(layer_and_input):
     assert torch.equal(other.p.tau_mem_inv, layer.p.tau_mem_inv)
     other.load_state_dict({})  # a checkpoint of Norse has no constants
     with pytest.raises(RuntimeError, match="Unexpected key"):
-        other.load_state_dict({"constants.tau_mem_inv": torch.ones(4), "constants.v_leak": torch.ones(4)})
+        other.load_state_dict(
+            {"constants.tau_mem_inv": torch.ones(4), "constants.v_leak": torch.ones(4)}
+        )
     two = SequentialState(
         LIF(LIFParameters(v_th=nn.Parameter(torch.ones(4)), v_leak=nn.Parameter(torch.ones(4))))
     )
@@ -282,7 +284,9 @@ def test_autocast():
 def test_func_transforms_run_on_the_reference():
     layer = LIF(LIFParameters(v_th=nn.Parameter(torch.tensor(0.5)), alpha=3.0))
     x = torch.rand(2, 30, 3, 4)
-    assert torch.equal(torch.func.vmap(lambda x: layer(x)[0])(x), torch.stack([layer(k)[0] for k in x]))
+    assert torch.equal(
+        torch.func.vmap(lambda x: layer(x)[0])(x), torch.stack([layer(k)[0] for k in x])
+    )
 
     def loss(constants, x):
         return torch.func.functional_call(layer, constants, (x,))[1].v.square().sum()

@@ -66,12 +66,16 @@ def cases(draw):
         constant(0.1, 1.5),
         constant(-0.5, 0.1),
     )
-    options = {} if neuron != "lif" else {
-        "reset": draw(st.sampled_from(["hard", "soft"])),
-        "detach_reset": draw(st.booleans()),
-        "method": draw(st.sampled_from(METHODS)),
-        "record_states": draw(st.booleans()),
-    }
+    options = (
+        {}
+        if neuron != "lif"
+        else {
+            "reset": draw(st.sampled_from(["hard", "soft"])),
+            "detach_reset": draw(st.booleans()),
+            "method": draw(st.sampled_from(METHODS)),
+            "record_states": draw(st.booleans()),
+        }
+    )
     alpha = torch.tensor(draw(st.sampled_from([1.0, 5.0])), dtype=state_dtype)
     v, i = values(step, state_dtype), values(step, state_dtype)
     return Case(neuron, x, v, i, constants, alpha, options)
@@ -108,9 +112,10 @@ def test_gradients(case, seed):
                 outputs, list(inputs.values()), weights, allow_unused=True, materialize_grads=True
             )
         )
-    if not all(g.isfinite().all() for g in results[1]) or max(
-        (g.abs().max().item() for g in results[1] if g.numel()), default=0.0
-    ) > 1e6:
+    if (
+        not all(g.isfinite().all() for g in results[1])
+        or max((g.abs().max().item() for g in results[1] if g.numel()), default=0.0) > 1e6
+    ):
         return  # overflow and cancellation: compared by their spikes and states
     limits = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
     for name, a, e in zip(inputs, *results):

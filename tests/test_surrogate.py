@@ -35,7 +35,9 @@ def test_cpp_derivative_matches_table(name, alpha, dtype):
     limit = (2e-13 if dtype == torch.float64 else 1e-4) if alpha == 100.0 else None
     limit = limit or (1e-14 if dtype == torch.float64 else 3e-6)
     scale = expected.abs().max()
-    assert ((actual - expected).abs() <= limit * expected.abs() + 1e-30 + 1e-7 * limit * scale).all()
+    assert (
+        (actual - expected).abs() <= limit * expected.abs() + 1e-30 + 1e-7 * limit * scale
+    ).all()
     assert actual.isfinite().all()
 
 

@@ -15,7 +15,8 @@ const Kernels& current_kernels();
 // Names that this machine can run, the slowest first.
 std::vector<std::string> supported_capabilities();
 
-// Switches to the kernels of this name; throws std::invalid_argument if this machine cannot run them.
+// Switches to the kernels of this name; throws std::invalid_argument if this machine cannot run
+// them.
 void set_capability(const std::string& name);
 
 }  // namespace fused_lif::cpu

@@ -1,6 +1,6 @@
-// What the operators (lif_sequence.cpp) hand to the loops (kernels.inc). The loops are compiled once
-// per instruction set and include no header of torch or of the C++ library but this one's: an inline
-// function compiled for AVX-512 must not end up in code that runs on an older machine.
+// What the operators (lif_sequence.cpp) hand to the loops (kernels.inc). The loops are compiled
+// once per instruction set and include no header of torch or of the C++ library but this one's: an
+// inline function compiled for AVX-512 must not end up in code that runs on an older machine.
 #pragma once
 
 #include <cstdint>
@@ -13,18 +13,29 @@ namespace fused_lif::cpu {
 enum class DType : int64_t { kFloat, kDouble, kHalf, kBFloat16 };
 
 // Index of a constant; the order of LIFParameters.
-enum { kTauSynInv, kTauMemInv, kVLeak, kVTh, kVReset, kNumGrads, kAlpha = kNumGrads, kNumConstants };
+enum {
+  kTauSynInv,
+  kTauMemInv,
+  kVLeak,
+  kVTh,
+  kVReset,
+  kNumGrads,
+  kAlpha = kNumGrads,
+  kNumConstants
+};
 
 // Columns are worked on in units of at most kTile. Rows of 1024 floats keep a page of memory busy
 // for every time step; narrower strips touch one cache line per page.
 inline constexpr int64_t kTile = 1024;
 inline constexpr int64_t kMaxLanes = 16;
 inline constexpr int64_t kMaxBlock = 64;  // columns of the backward's scratch rows
-inline constexpr int64_t kMaxSegment = 64;  // time steps that the backward recomputes at once, at most
+inline constexpr int64_t kMaxSegment =
+    64;  // time steps that the backward recomputes at once, at most
 inline constexpr int64_t kDefaultSegment = 32;
 
-// A sequence [T, M] in memory: element (t, m) is data[t * stride_t + m / row * stride_row + m % row].
-// A contiguous one has row = M; stride_t = 0 repeats one step; a batch-first [B, T, N] has row = N.
+// A sequence [T, M] in memory: element (t, m) is data[t * stride_t + m / row * stride_row + m %
+// row]. A contiguous one has row = M; stride_t = 0 repeats one step; a batch-first [B, T, N] has
+// row = N.
 struct Sequence {
   const void* data;
   int64_t row;
@@ -33,7 +44,7 @@ struct Sequence {
 };
 
 // A constant of the neuron: column m has values[m / inner % period]. inner = M for a scalar,
-// 1 for one value per neuron, H * W for [C, 1, 1].
+// 1 for one value per neuron, H * W for [C, 1, 1]. kMaxLanes numbers behind the last can be read.
 struct Constant {
   const void* values;
   int64_t inner;
@@ -42,7 +53,7 @@ struct Constant {
 
 // Where a unit of columns sums the gradient of a constant up to: slot_of(m) of its own row.
 struct GradSum {
-  void* partial;  // [units, slots]; null if not needed
+  void* partial;  // [units, slots]; null if not needed; the last kMaxLanes slots are padding
   int64_t slots;
   bool wraps;  // slot = index of the value, else relative to the first column of the unit
 };
@@ -53,7 +64,8 @@ struct Forward {
   const void *v0, *i0;
   Constant constants[kNumConstants];
   void *out, *v, *i;
-  void* states;  // [2, rows, M] (v and i; no i without synapse): states after step interval * (row + 1) - 1
+  void* states;  // [2, rows, M] (v and i; no i without synapse): states after step interval * (row
+                 // + 1) - 1
   int64_t rows, interval;
   bool flush_denormals;
 };
@@ -68,13 +80,13 @@ struct Backward {
   void* grad_x;                               // may be null: not needed
   void *grad_v0, *grad_i0;
   GradSum sums[kNumGrads];
-  int64_t unit;  // columns
+  int64_t unit;  // columns; a power of two
   Surrogate surrogate;
   bool detach_reset, flush_denormals;
 };
 
-// The loops of one instruction set. [begin, end) are columns; scratch_bytes() tells how much memory,
-// aligned to 64 bytes, a call needs.
+// The loops of one instruction set. [begin, end) are columns; scratch_bytes() tells how much
+// memory, aligned to 64 bytes, a call needs.
 struct Kernels {
   const char* name;
   void (*forward)(

@@ -1,4 +1,5 @@
-// The loops for every machine: SSE2 on x86-64, NEON on aarch64, whatever the compiler makes elsewhere.
+// The loops for every machine: SSE2 on x86-64, NEON on aarch64, whatever the compiler makes
+// elsewhere.
 #define FUSED_LIF_ISA baseline
 namespace fused_lif::cpu {
 static constexpr int kVectorBytes = 16;

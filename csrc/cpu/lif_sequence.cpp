@@ -1,5 +1,5 @@
-// Operators on the CPU: check and describe the arguments, allocate, and run the loops of kernels.inc
-// over the columns (neurons of all batch rows) with torch's own threads.
+// Operators on the CPU: check and describe the arguments, allocate, and run the loops of
+// kernels.inc over the columns (neurons of all batch rows) with torch's own threads.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -25,15 +25,19 @@
 namespace fused_lif::cpu {
 namespace {
 
-constexpr int64_t kGrain = 65536;  // neuron-steps worth a thread
+// Work that is worth a thread, in neuron-steps: some 30 us. Loading and storing a neuron's state
+// and constants costs as much as kLoadSteps steps.
+constexpr int64_t kGrain = 65536;
+constexpr int64_t kLoadSteps = 4;
 
-// From 32 MiB on, malloc takes fresh pages from the system for every tensor. Faulting them in one small
-// page at a time costs more than the kernel itself; huge pages cost a tenth of that.
+// From 32 MiB on, malloc takes fresh pages from the system for every tensor. Faulting them in one
+// small page at a time costs more than the kernel itself; huge pages cost a tenth of that.
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
   if (bytes < (size_t{32} << 20)) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t begin =
+      (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
 #endif
@@ -54,6 +58,9 @@ Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   return tensor;
 }
 
+// t itself if it is contiguous: asking costs less than a call of the operator.
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 std::vector<int64_t> to_vector(Sizes sizes) { return {sizes.begin(), sizes.end()}; }
 
 int64_t product(const std::vector<int64_t>& sizes, size_t begin, size_t end) {
@@ -62,7 +69,8 @@ int64_t product(const std::vector<int64_t>& sizes, size_t begin, size_t end) {
   return n;
 }
 
-// x is [T, *step], or [*step] for a single step. M is the number of columns: neurons of all batch rows.
+// x is [T, *step], or [*step] for a single step. M is the number of columns: neurons of all batch
+// rows.
 struct Shape {
   std::vector<int64_t> step;
   int64_t T, M;
@@ -98,8 +106,8 @@ void* scratch() {
 }
 
 // Describes a sequence for the loops: as it lies if it is contiguous, repeats one step, or its last
-// dimensions are contiguous rows of some length (batch-first views); through a copy otherwise, which
-// `keep_alive` then holds.
+// dimensions are contiguous rows of some length (batch-first views); through a copy otherwise,
+// which `keep_alive` then holds.
 Sequence describe_sequence(const Tensor& x, const Shape& shape, Tensor& keep_alive) {
   constexpr int64_t kShortestRow = 64;
   const auto sizes = x.sizes(), strides = x.strides();
@@ -135,8 +143,7 @@ struct Layout {
   std::vector<int64_t> index;
 };
 
-Layout layout_of(
-    const char* op, const char* name, Sizes sizes, const std::vector<int64_t>& step) {
+Layout layout_of(const char* op, const char* name, Sizes sizes, const std::vector<int64_t>& step) {
   const size_t missing = step.size() - std::min(step.size(), sizes.size());
   bool fits = sizes.size() <= step.size();
   size_t first = step.size(), last = 0;  // dimensions that are not broadcast lie in [first, last)
@@ -145,9 +152,10 @@ Layout layout_of(
     fits = n == 1 || n == step[d];
     if (n != 1) first = std::min(first, d), last = d + 1;
   }
-  check(
-      fits, op, ": ", name, " must broadcast to one time step of shape ", to_string({step.data(), step.size()}),
-      ", got shape ", to_string(sizes));
+  if (!fits)
+    fail(
+        op, ": ", name, " must broadcast to one time step of shape ",
+        to_string({step.data(), step.size()}), ", got shape ", to_string(sizes));
   Layout layout;
   first = std::min(first, last);
   layout.inner = std::max<int64_t>(product(step, last, step.size()), 1);
@@ -190,31 +198,32 @@ class ConstantSet {
       const char* op,
       const std::vector<int64_t>& step,
       const std::optional<Tensor> (&tensors)[kNumConstants],
-      double dt,
-      const Tensor& x) {
-    static constexpr const char* kNames[kNumConstants] = {
-        "tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset", "alpha"};
+      double dt) {
+    static constexpr const char* kNames[kNumConstants] = {"tau_syn_inv", "tau_mem_inv", "v_leak",
+                                                          "v_th",        "v_reset",     "alpha"};
     int64_t total = 0;
     for (int k = 0; k < kNumConstants; ++k) {
       if (!tensors[k]) continue;
-      check(is_floating(tensors[k]->scalar_type()), op, ": ", kNames[k], " must be floating-point");
-      check(tensors[k]->device() == x.device(), op, ": ", kNames[k], " must be on the device of x");
+      if (!is_floating(tensors[k]->scalar_type()))
+        fail(op, ": ", kNames[k], " must be floating-point");
+      if (!tensors[k]->is_cpu()) fail(op, ": ", kNames[k], " must be on the device of x");
       layouts_[k] = layout_of(op, kNames[k], tensors[k]->sizes(), step);
       total += layouts_[k].period;
     }
-    values_.reset(new S[total]);
+    values_.reset(new S[total + kMaxLanes]());
     S* to = values_.get();
     for (int k = 0; k < kNumConstants; ++k) {
       if (!tensors[k]) continue;
       const Layout& layout = layouts_[k];
       constants[k] = {to, layout.inner, std::max<int64_t>(layout.period, 1)};
-      const Tensor dense = torch::stable::contiguous(*tensors[k]);
-      visit_elements(dense, [&](const auto* from) {
+      const Tensor elements = dense(*tensors[k]);
+      visit_elements(elements, [&](const auto* from) {
         using P = std::conditional_t<std::is_same_v<decltype(from), const double*>, double, float>;
         const bool is_tau = k == kTauSynInv || k == kTauMemInv;
+        const P factor = is_tau ? static_cast<P>(dt) : P(1);
         for (int64_t q = 0; q < layout.period; ++q) {
-          const P value = static_cast<P>(from[layout.index.empty() ? q : layout.index[q]]);
-          to[q] = static_cast<S>(is_tau ? static_cast<P>(dt) * value : value);
+          const auto element = from[layout.index.empty() ? q : layout.index[q]];
+          to[q] = static_cast<S>(factor * static_cast<P>(element));
         }
       });
       flush_denormals = flush_denormals && is_safe(k, to, layout.period);
@@ -226,34 +235,38 @@ class ConstantSet {
 
   Constant constants[kNumConstants] = {};
 
-  // Flushing denormals changes states by less than 1e-36. That cannot change a spike where the threshold
-  // is far from zero and the dynamics does not amplify, that is |1 - dt * tau_inv| <= 1.
+  // Flushing denormals changes states by less than 1e-36. That cannot change a spike where the
+  // threshold is far from zero and the dynamics does not amplify, that is |1 - dt * tau_inv| <= 1.
   bool flush_denormals = true;
 
  private:
   static bool is_safe(int k, const S* values, int64_t n) {
-    bool safe = true;
+    int64_t safe = 0;
     if (k == kVTh)
-      for (int64_t q = 0; q < n; ++q) safe &= std::abs(values[q]) >= S(1e-25);
-    if (k == kTauSynInv || k == kTauMemInv)
-      for (int64_t q = 0; q < n; ++q) safe &= values[q] >= S(0) && values[q] <= S(2);
-    return safe;
+      for (int64_t q = 0; q < n; ++q) safe += std::abs(values[q]) >= S(1e-25);
+    else if (k == kTauSynInv || k == kTauMemInv)
+      for (int64_t q = 0; q < n; ++q) safe += std::abs(values[q] - S(1)) <= S(1);
+    else
+      return true;
+    return safe == n;
   }
 
   std::unique_ptr<S[]> values_;
   Layout layouts_[kNumConstants];
 };
 
-// Columns per unit: sums of gradients are cut at units, and threads take whole units. Depends on the
-// shape alone, so that results do not depend on the number of threads.
+// Columns per unit: sums of gradients are cut at units, and threads take whole units. Depends on
+// the shape alone, so that results do not depend on the number of threads.
 int64_t unit_of(int64_t M) {
-  return M >= 32 * 1024 ? 1024 : M >= 32 * 512 ? 512 : 256;
+  int64_t unit = 256;
+  while (unit < 8 * kTile && 64 * unit <= M) unit *= 2;  // at least 32 of them, if possible
+  return unit;
 }
 
 template <typename F>
 void parallel_over_columns(int64_t T, int64_t M, const F& f) {
   const int64_t unit = unit_of(M), units = (M + unit - 1) / unit;
-  const int64_t grain = std::max<int64_t>(1, kGrain / (unit * T));
+  const int64_t grain = std::max<int64_t>(1, kGrain / (unit * (T + kLoadSteps)));
   if (units == 0) return;
   if (units <= grain) return f(0, M);
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
@@ -266,7 +279,8 @@ int64_t rows_of(int64_t T, int64_t interval) {
 }
 
 template <typename S>
-constexpr ScalarType kScalarType = std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
+constexpr ScalarType kScalarType =
+    std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
 
 // ---- forward ----
 
@@ -284,9 +298,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
   const Shape shape(x, v);
   const int64_t T = shape.T, M = shape.M;
   const bool synapse = has_synapse(neuron);
-  const Tensor v0 = torch::stable::contiguous(v);
-  const Tensor i0 = synapse ? torch::stable::contiguous(*i) : v0;
-  const ConstantSet<S> set(op, shape.step, constants, dt, x);
+  const Tensor v0 = dense(v);
+  const Tensor i0 = synapse ? dense(*i) : v0;
+  const ConstantSet<S> set(op, shape.step, constants, dt);
 
   const int64_t rows = rows_of(T, interval);
   Tensor out = new_empty(to_vector(x.sizes()), x.scalar_type());
@@ -330,25 +344,23 @@ void check_arguments(
   const Sizes step(x.sizes().data() + (x.dim() - v.dim()), v.dim());
   const ScalarType state_type = compute_type(x.scalar_type());
   check_tensor(op, "v", v, step, state_type, x);
-  check(
-      i.has_value() == has_synapse(neuron) && constants[kTauSynInv].has_value() == has_synapse(neuron),
-      op, ": i and tau_syn_inv must be given, except for the current encoder");
+  if (!(i.has_value() == has_synapse(neuron) &&
+        constants[kTauSynInv].has_value() == has_synapse(neuron)))
+    fail(op, ": i and tau_syn_inv must be given, except for the current encoder");
   if (i) check_tensor(op, "i", *i, step, state_type, x);
-  check(
-      constants[kVTh].has_value() == has_threshold(neuron) &&
-          constants[kVReset].has_value() == has_threshold(neuron) &&
-          constants[kAlpha].has_value() == (has_threshold(neuron) && needs_alpha),
-      op, ": v_th, v_reset and alpha must be given, except for LI");
-  check(
-      interval >= 0 && interval <= kMaxSegment, op, ": state_interval must be between 0 and ",
-      kMaxSegment, ", got ", interval);
+  if (!(constants[kVTh].has_value() == has_threshold(neuron) &&
+        constants[kVReset].has_value() == has_threshold(neuron) &&
+        constants[kAlpha].has_value() == (has_threshold(neuron) && needs_alpha)))
+    fail(op, ": v_th, v_reset and alpha must be given, except for LI");
+  if (!(interval >= 0 && interval <= kMaxSegment))
+    fail(op, ": state_interval must be between 0 and ", kMaxSegment, ", got ", interval);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
-    Tensor x,                          // [T, *step], or [*step] for a single step
-    Tensor v,                          // [*step]
-    std::optional<Tensor> i,           // [*step]
-    std::optional<Tensor> tau_syn_inv, // this and the following broadcast to [*step]
+    Tensor x,                           // [T, *step], or [*step] for a single step
+    Tensor v,                           // [*step]
+    std::optional<Tensor> i,            // [*step]
+    std::optional<Tensor> tau_syn_inv,  // this and the following broadcast to [*step]
     Tensor tau_mem_inv,
     Tensor v_leak,
     std::optional<Tensor> v_th,
@@ -358,8 +370,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
     bool soft_reset,
     int64_t state_interval) {
   const Neuron n = check_neuron("lif_forward", neuron);
-  const std::optional<Tensor> constants[kNumConstants] = {
-      tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, std::nullopt};
+  const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
+                                                          v_th,        v_reset,     std::nullopt};
   check_arguments("lif_forward", x, v, i, constants, n, false, state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   if (x.scalar_type() == ScalarType::Double)
@@ -371,38 +383,68 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
 
 // The partial sums of one constant's gradient and how they become the gradient.
 template <typename S>
-struct PartialSums {
-  std::vector<S> partial;
-
+class PartialSums {
+ public:
   GradSum prepare(const Layout& layout, int64_t M, int64_t unit) {
     const int64_t units = (M + unit - 1) / unit;
     const bool wraps = layout.inner * layout.period <= unit;
-    const int64_t slots = wraps ? layout.period : (unit - 1) / layout.inner + 2;
-    partial.assign(units * slots, S(0));
-    return {partial.data(), slots, wraps};
+    const int64_t slots = (wraps ? layout.period : (unit - 1) / layout.inner + 2) + kMaxLanes;
+    partial_.assign(units * slots, S(0));
+    return {partial_.data(), slots, wraps};
   }
 
-  // Adds up the units in their order.
-  void finish(const GradSum& sum, const Layout& layout, int64_t M, int64_t unit, double factor, const Tensor& grad)
-      const {
-    std::vector<double> total(std::max<int64_t>(grad.numel(), 1), 0.0);
+  // Adds up the units in their order; in double precision where many numbers become few.
+  void finish(
+      const GradSum& sum,
+      const Layout& layout,
+      int64_t M,
+      int64_t unit,
+      double factor,
+      const Tensor& grad) const {
+    constexpr int64_t kFew = 64;
+    if (layout.period < kFew || !layout.index.empty())
+      finish_as<double>(sum, layout, M, unit, factor, grad);
+    else
+      finish_as<S>(sum, layout, M, unit, factor, grad);
+  }
+
+ private:
+  template <typename A>
+  void finish_as(
+      const GradSum& sum,
+      const Layout& layout,
+      int64_t M,
+      int64_t unit,
+      double factor,
+      const Tensor& grad) const {
+    std::vector<A> totals(layout.period, A(0));  // of the values that the kernel sees
     const int64_t units = (M + unit - 1) / unit;
     for (int64_t u = 0; u < units; ++u) {
       const int64_t first = u * unit / layout.inner;
       const int64_t last = (std::min(M, (u + 1) * unit) - 1) / layout.inner;
       const int64_t used = sum.wraps ? layout.period : last - first + 1;
-      const S* from = partial.data() + u * sum.slots;
-      int64_t q = sum.wraps ? 0 : first % layout.period;
-      for (int64_t s = 0; s < used; ++s) {
-        total[layout.index.empty() ? q : layout.index[q]] += from[s];
-        if (++q == layout.period) q = 0;
+      const S* from = partial_.data() + u * sum.slots;
+      A* to = totals.data() + (sum.wraps ? 0 : first % layout.period);
+      for (int64_t s = 0; s < used;) {
+        const int64_t n = std::min(used - s, totals.data() + layout.period - to);
+        for (int64_t k = 0; k < n; ++k) to[k] += from[s + k];
+        s += n;
+        to = totals.data();
       }
     }
+    std::vector<A> elements;  // of the tensor, where it has fewer than the kernel sees
+    if (!layout.index.empty()) {
+      elements.resize(grad.numel(), A(0));
+      for (int64_t q = 0; q < layout.period; ++q) elements[layout.index[q]] += totals[q];
+    }
+    const std::vector<A>& result = layout.index.empty() ? totals : elements;
     visit_elements(grad, [&](auto* to) {
-      for (int64_t q = 0; q < grad.numel(); ++q)
-        to[q] = static_cast<std::remove_reference_t<decltype(*to)>>(factor * total[q]);
+      for (size_t q = 0; q < result.size(); ++q)
+        to[q] = static_cast<std::remove_reference_t<decltype(*to)>>(A(factor) * result[q]);
     });
   }
+
+  std::vector<S> partial_;
 };
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -432,19 +474,17 @@ Grads backward_as(
   const bool synapse = has_synapse(neuron);
   constexpr ScalarType kType = kScalarType<S>;
   const auto is_needed = [needs](int bit) { return (needs >> bit & 1) != 0; };
-  const ConstantSet<S> set(op, shape.step, constants, dt, x);
+  const ConstantSet<S> set(op, shape.step, constants, dt);
 
   std::vector<Tensor> alive;  // dense copies, as long as the loops run
   const auto data_of = [&](const std::optional<Tensor>& t) -> const void* {
     if (!t) return nullptr;
-    alive.push_back(torch::stable::contiguous(*t));
+    alive.push_back(dense(*t));
     return alive.back().data_ptr();
   };
   const auto sequence_of = [&](const Tensor& t) {
-    Tensor dense;
-    const Sequence s = describe_sequence(t, shape, dense);
-    alive.push_back(dense);
-    return s;
+    alive.emplace_back();
+    return describe_sequence(t, shape, alive.back());
   };
   std::vector<std::byte> zeros;
 
@@ -530,22 +570,21 @@ Grads lif_backward_cpu(
   const char* op = "lif_backward";
   const Neuron n = check_neuron(op, neuron);
   const Surrogate surrogate = check_surrogate(op, method);
-  const std::optional<Tensor> constants[kNumConstants] = {
-      tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha};
+  const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
+                                                          v_th,        v_reset,     alpha};
   check_arguments(op, x, v, i, constants, n, true, state_interval);
   const Shape shape(x, v);
   const ScalarType state_type = compute_type(x.scalar_type());
   const auto kept = shape.states(has_synapse(n), rows_of(shape.T, state_interval));
   const Sizes kept_sizes(kept.data(), kept.size());
-  check(
-      state_interval > 0 || shape.T <= kDefaultSegment, op,
-      ": states must be kept by lif_forward for more than ", kDefaultSegment, " time steps");
+  if (!(state_interval > 0 || shape.T <= kDefaultSegment))
+    fail(op, ": states must be kept by lif_forward for more than ", kDefaultSegment, " time steps");
   check_tensor(op, "states", states, kept_sizes, state_type, x);
   if (grad_out) check_tensor(op, "grad_out", *grad_out, x.sizes(), x.scalar_type(), x);
   if (grad_v) check_tensor(op, "grad_v", *grad_v, v.sizes(), state_type, x);
   if (grad_i) check_tensor(op, "grad_i", *grad_i, v.sizes(), state_type, x);
   if (grad_states) {
-    check(state_interval == 1, op, ": grad_states needs state_interval = 1");
+    if (state_interval != 1) fail(op, ": grad_states needs state_interval = 1");
     check_tensor(op, "grad_states", *grad_states, kept_sizes, state_type, x);
   }
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
@@ -558,16 +597,15 @@ Grads lif_backward_cpu(
 Tensor surrogate_grad_cpu(Tensor s, int64_t method, double alpha) {
   const Surrogate surrogate = check_surrogate("surrogate_grad", method);
   const ScalarType type = s.scalar_type();
-  check(
-      type == ScalarType::Float || type == ScalarType::Double,
-      "surrogate_grad: s must be float32 or float64");
-  const Tensor dense = torch::stable::contiguous(s);
+  if (!(type == ScalarType::Float || type == ScalarType::Double))
+    fail("surrogate_grad: s must be float32 or float64");
+  const Tensor elements = dense(s);
   Tensor out = new_empty(to_vector(s.sizes()), type);
   const float alpha32 = static_cast<float>(alpha);
   const bool is_double = type == ScalarType::Double;
   const void* a = is_double ? static_cast<const void*>(&alpha) : &alpha32;
   current_kernels().surrogate_grad(
-      surrogate, is_double, dense.data_ptr(), a, dense.numel(), out.data_ptr());
+      surrogate, is_double, elements.data_ptr(), a, elements.numel(), out.data_ptr());
   return out;
 }
 

@@ -1,5 +1,6 @@
-// SIMD vectors out of the compiler's own vector types, kVectorBytes wide, for the instruction set that
-// the including file is compiled for. Arithmetic, comparison and `mask ? a : b` are the language's.
+// SIMD vectors out of the compiler's own vector types, kVectorBytes wide, for the instruction set
+// that the including file is compiled for. Arithmetic, comparison and `mask ? a : b` are the
+// language's.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +17,14 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+  using integer = int32_t;
+  typedef integer mask __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+  using integer = int64_t;
+  typedef integer mask __attribute__((vector_size(kVectorBytes)));
 };
 template <typename S>
 using Vector = typename VectorOf<S>::type;
@@ -55,11 +58,20 @@ FUSED_LIF_INLINE void store(S* p, Vector<S> x) {
   __builtin_memcpy(p, &x, sizeof(x));
 }
 
+// x in the first n lanes, zero in the others.
+template <typename S>
+FUSED_LIF_INLINE Vector<S> first_lanes(Vector<S> x, int64_t n) {
+  using Mask = typename VectorOf<S>::mask;
+  Mask lane;
+  for (int k = 0; k < kLanes<S>; ++k) lane[k] = k;
+  return lane < static_cast<typename VectorOf<S>::integer>(n) ? x : Vector<S>{};
+}
+
 FUSED_LIF_INLINE Vector<float> as_float(UInt32s x) { return (Vector<float>)x; }
 FUSED_LIF_INLINE UInt32s as_bits(Vector<float> x) { return (UInt32s)x; }
 
-// Conversions between the type in memory and the type of the computation. Those from and to half are
-// free of denormal floats, which may be flushed: see F. Giesen, "half to float done quickly".
+// Conversions between the type in memory and the type of the computation. Those from and to half
+// are free of denormal floats, which may be flushed: see F. Giesen, "half to float done quickly".
 template <typename S, typename IO>
 struct Convert;
 
@@ -104,8 +116,7 @@ struct Convert<float, Half> {
     const UInt32s tiny = as_bits(as_float(bits) + broadcast<float>(0.5f)) - 0x3f000000u;
     const UInt32s normal = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13;
     const UInt32s special = bits > 0x7f800000u ? UInt32s{} + 0x7e00u : UInt32s{} + 0x7c00u;
-    const UInt32s half =
-        bits >= 0x47800000u ? special : (bits < 0x38800000u ? tiny : normal);
+    const UInt32s half = bits >= 0x47800000u ? special : (bits < 0x38800000u ? tiny : normal);
     return __builtin_convertvector(half | (sign >> 16), UInt16s);
   }
 };

@@ -76,7 +76,10 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
     """
     requested = requested or _requested.name
     if requested is None:
-        return next(b for b in BACKENDS.values() if not b.reasons_against(problem))
+        for chosen in BACKENDS.values():
+            if not chosen.reasons_against(problem):
+                return chosen
+    assert requested is not None
     chosen = BACKENDS[check_backend_name(requested) or requested]
     if reasons := chosen.reasons_against(problem):
         raise RuntimeError(f"backend {requested!r} cannot run this input: {'; '.join(reasons)}")

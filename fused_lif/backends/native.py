@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +91,17 @@ class _NoSecondDerivative(torch.autograd.Function):
         )
 
 
+class _Options(NamedTuple):
+    """What a call of the operators needs besides tensors, in the order of their arguments."""
+
+    dt: float
+    neuron: int
+    soft_reset: bool
+    state_interval: int
+    method: int
+    detach_reset: bool
+
+
 class _LIFSequence(torch.autograd.Function):
     """Gradients of ``lif_forward`` with respect to ``x``, ``v``, ``i`` and the constants."""
 
@@ -106,22 +117,14 @@ class _LIFSequence(torch.autograd.Function):
         v_th: Tensor | None,
         v_reset: Tensor | None,
         alpha: Tensor | None,
-        dt: float,
-        neuron: int,
-        soft_reset: bool,
-        state_interval: int,
-        method: int,
-        detach_reset: bool,
+        options: _Options,
     ) -> tuple[Tensor, ...]:
         constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
-        out, v_end, i_end, states = _lif_forward(
-            x, v, i, *constants, dt, neuron, soft_reset, state_interval
-        )
+        out, v_end, i_end, states = _lif_forward(x, v, i, *constants, *options[:4])
         ctx.save_for_backward(x, states, v, i, *constants, alpha)
-        ctx.options = (dt, neuron, soft_reset, state_interval, method, detach_reset)
-        ctx.has_synapse, ctx.records_states = i is not None, state_interval == 1
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        if state_interval != 1:  # checkpoints are nobody's output
+        if options.state_interval != 1:  # checkpoints are nobody's output
             ctx.mark_non_differentiable(states)
         return out, v_end, i_end, states
 
@@ -133,22 +136,31 @@ class _LIFSequence(torch.autograd.Function):
         grad_i: Tensor | None,
         grad_states: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        needs = sum(needed << k for k, needed in enumerate(ctx.needs_input_grad[:8]))
-        if not ctx.has_synapse:
-            grad_i = None
-        if not ctx.records_states:  # torch.compile passes zeros here
+        options: _Options = ctx.options
+        # torch.compile passes zeros for what is nobody's output.
+        if options.state_interval != 1:
             grad_states = None
-        with torch.no_grad():
-            results = _lif_backward(
-                grad_out, grad_v, grad_i, grad_states, *ctx.saved_tensors, *ctx.options, needs
-            )
+        if options.neuron == Neuron.CURRENT_ENCODER:
+            grad_i = None
+        needs, bit = 0, 1
+        for needed in ctx.needs_input_grad[:8]:
+            needs, bit = needs | bit * needed, 2 * bit
+        arguments = (grad_out, grad_v, grad_i, grad_states, *ctx.saved_tensors, *options, needs)
         if torch.is_grad_enabled():  # create_graph=True
+            with torch.no_grad():
+                results = _lif_backward(*arguments)
             results = _NoSecondDerivative.apply(torch.ones((), requires_grad=True), *results)
-        return *(g if needs >> k & 1 else None for k, g in enumerate(results)), *(None,) * 7
+        else:
+            results = _lif_backward(*arguments)
+        return *[g if n else None for g, n in zip(results, ctx.needs_input_grad, strict=False)], None, None
 
 
 def _needs_grad(problem: LIFProblem) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in problem[:8])
+    if torch.is_grad_enabled():
+        for t in problem[:8]:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _run(problem: LIFProblem) -> LIFResult:
@@ -156,15 +168,14 @@ def _run(problem: LIFProblem) -> LIFResult:
     if _needs_grad(problem):
         interval = 1 if record_states else CHECKPOINT_INTERVAL
         surrogate = SURROGATES[method].id
-        out, v, i, states = _LIFSequence.apply(
-            *tensors, alpha, dt, int(neuron), soft_reset, interval, surrogate, detach_reset
-        )
+        options = _Options(dt, int(neuron), soft_reset, interval, surrogate, detach_reset)
+        out, v, i, states = _LIFSequence.apply(*tensors, alpha, options)
     else:
         interval = 1 if record_states else 0
         out, v, i, states = _lif_forward(*tensors, dt, int(neuron), soft_reset, interval)
-    return LIFResult(
-        out, v, None if neuron is Neuron.CURRENT_ENCODER else i, states if record_states else None
-    )
+    if neuron is Neuron.CURRENT_ENCODER:
+        i = None
+    return LIFResult(out, v, i, states if record_states else None)
 
 
 def _unavailable() -> list[str]:
@@ -174,7 +185,9 @@ def _unavailable() -> list[str]:
 
 
 def _reasons_against(device_type: str, problem: LIFProblem) -> list[str]:
-    reasons = _unavailable()
+    reasons = []
+    if IMPORT_ERROR is not None:
+        reasons += _unavailable()
     if problem.x.device.type != device_type:
         reasons.append(f"the input is on {problem.x.device.type}")
     if not torch.compiler.is_compiling() and peek_interpreter_stack() is not None:

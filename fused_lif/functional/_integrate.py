@@ -14,6 +14,7 @@ from fused_lif.surrogate import SURROGATES
 from fused_lif.types import LIFProblem, LIFResult, Neuron
 
 _RESETS = ("hard", "soft")
+_LI, _ENCODER = Neuron.LI, Neuron.CURRENT_ENCODER  # an attribute of an enum is slow to look up
 
 
 def integrate(
@@ -53,30 +54,42 @@ def integrate(
     """
     check_input(input_tensor, single_step)
     check_dt(dt)
-    has_synapse, has_threshold = neuron is not Neuron.CURRENT_ENCODER, neuron is not Neuron.LI
-    x = input_tensor
-    step = x.shape if single_step else x.shape[1:]
-    tau_syn_inv = as_constant("tau_syn_inv", p.tau_syn_inv, x) if has_synapse else None
-    tau_mem_inv = as_constant("tau_mem_inv", p.tau_mem_inv, x)
-    v_leak = as_constant("v_leak", p.v_leak, x)
-    v_th = v_reset = alpha = None
+    x, device = input_tensor, input_tensor.device
+    tau_syn_inv = i_or_none = v_th = v_reset = alpha = None
     method = "heaviside"
-    if has_threshold:
-        v_th, v_reset = as_constant("v_th", p.v_th, x), as_constant("v_reset", p.v_reset, x)
-        alpha, method = as_constant("alpha", p.alpha, x), p.method
+    tau_mem_inv = as_constant("tau_mem_inv", p.tau_mem_inv, device)
+    v_leak = as_constant("v_leak", p.v_leak, device)
+    if neuron is not _ENCODER:
+        tau_syn_inv = as_constant("tau_syn_inv", p.tau_syn_inv, device)
+    if neuron is not _LI:
+        v_th, v_reset = as_constant("v_th", p.v_th, device), as_constant("v_reset", p.v_reset, device)
+        alpha, method = as_constant("alpha", p.alpha, device), p.method
         if method not in SURROGATES:
             raise ValueError(f"p.method must be one of {', '.join(SURROGATES)}, got {method!r}")
         if reset not in _RESETS:
             raise ValueError(f"reset must be one of {', '.join(_RESETS)}, got {reset!r}")
 
     constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
-    if any(c is not None and c.dim() and c.shape != step[-c.dim() :] for c in constants):
-        x, step = _broadcast_input(x, step, constants, single_step)
+    step = x.shape if single_step else x.shape[1:]
+    for c in constants:
+        if c is not None and c.dim() and c.shape != step[-c.dim() :]:
+            x, step = _broadcast_input(x, step, constants, single_step)
+            break
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     v = _as_state("v", v, x, step, dtype)
-    i = _as_state("i", i, x, step, dtype) if has_synapse else None
+    if neuron is not _ENCODER:
+        i_or_none = _as_state("i", i, x, step, dtype)
     problem = LIFProblem(
-        x, v, i, *constants, dt, neuron, method, reset == "soft", detach_reset, record_states
+        x,
+        v,
+        i_or_none,
+        *constants,
+        dt,
+        neuron,
+        method,
+        reset == "soft",
+        detach_reset,
+        record_states,
     )
     return select_backend(problem, backend).run(problem)
 
@@ -116,26 +129,30 @@ def check_number(name: str, value: object) -> float:
     return value
 
 
-def as_constant(name: str, value: object, like: Tensor) -> Tensor:
-    """Returns a constant of the neuron as a floating-point tensor on the device of ``like``."""
-    if not isinstance(value, Tensor):
-        return torch.tensor(check_number(name, value), dtype=torch.float64, device=like.device)
-    if not value.is_floating_point():
-        value = value.to(torch.get_default_dtype())
-    if value.device != like.device:
-        if value.dim() or value.device.type != "cpu":
+def as_constant(name: str, value: object, device: torch.device) -> Tensor:
+    """Returns a constant of the neuron as a floating-point tensor on ``device``."""
+    if isinstance(value, Tensor):
+        if value.device == device and value.is_floating_point():
+            return value
+        if value.dim() == 0 and value.device.type == "cpu":
+            value = value.to(device)  # a scalar on the CPU goes anywhere, as in torch
+        if value.device != device:
             raise ValueError(
-                f"{name} must be on the device of input_tensor ({like.device}), got {value.device}"
+                f"{name} must be on the device of input_tensor ({device}), got {value.device}"
             )
-        value = value.to(like.device)  # a scalar on the CPU goes anywhere, as in torch
-    return value
+        return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    return torch.tensor(check_number(name, value), dtype=torch.float64, device=device)
 
 
-def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype) -> Tensor:
+def _as_state(
+    name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype
+) -> Tensor:
     """Returns a state of shape ``step``; numbers and smaller tensors are broadcast."""
     if not isinstance(value, Tensor):
         value = torch.tensor(check_number(f"state.{name}", value), device=x.device)
-    if value.device != x.device and value.dim():
+    if value.shape == step and value.dtype is dtype and value.device == x.device:
+        return value
+    if value.device != x.device and (value.dim() or value.device.type != "cpu"):
         raise ValueError(
             f"state.{name} must be on the device of input_tensor ({x.device}), got {value.device}"
         )
@@ -147,7 +164,7 @@ def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torc
                 f"state.{name} must have shape {tuple(step)} to match input_tensor "
                 f"{tuple(x.shape)}, got {tuple(value.shape)}"
             ) from None
-    return value if value.dtype is dtype else value.to(x.device, dtype)
+    return value.to(x.device, dtype)
 
 
 def _broadcast_input(

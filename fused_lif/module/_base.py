@@ -45,19 +45,11 @@ class NeuronConstants(nn.Module):
 
     def as_tuple(self) -> Any:
         """Returns the constants as the named tuple they were given as."""
-        parameters, buffers, settings = self._parameters, self._buffers, self.settings
-        return self.kind(
-            *(
-                parameters[name]
-                if name in parameters
-                else buffers[name]
-                if name in buffers
-                else settings[name]
-                if name in settings
-                else getattr(self, name)
-                for name in self.kind._fields
-            )
-        )
+        values = {**self.settings, **self._buffers, **self._parameters}
+        fields = self.kind._fields
+        if len(values) == len(fields):
+            return self.kind(**values)
+        return self.kind(*[values[n] if n in values else getattr(self, n) for n in fields])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NeuronConstants:
         # A buffer is not in the state_dict: nothing could restore a value lost to `to_empty` or to

@@ -7,11 +7,11 @@ import inspect
 
 import pytest
 import torch
+from differences import NEW_NAMES, WIDER_SIGNATURES
 from norse_common import norse
 from torch import nn
 
 import fused_lif
-from differences import NEW_NAMES, WIDER_SIGNATURES
 
 METHODS = ["heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc"]
 PUBLIC = [n for n in fused_lif.__all__ if not n.startswith("__") and n not in NEW_NAMES]
@@ -61,8 +61,9 @@ def test_states_have_the_same_fields(name):
 
 
 def test_bio_parameters():
-    from fused_lif.functional import lif as ours
     from norse.torch.functional import lif as theirs
+
+    from fused_lif.functional import lif as ours
 
     assert list(ours.default_bio_parameters) == list(theirs.default_bio_parameters)
     assert list(ours.default_bio_initial_state) == list(theirs.default_bio_initial_state)

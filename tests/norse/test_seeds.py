@@ -13,7 +13,9 @@ import fused_lif  # noqa: F401
 WORKSHOP = Path(__file__).parents[3] / "shared/seeds/000_b0cceac950b31879.txt"
 
 
-@pytest.mark.skipif(not WORKSHOP.exists(), reason="the workshop's text is not beside the repository")
+@pytest.mark.skipif(
+    not WORKSHOP.exists(), reason="the workshop's text is not beside the repository"
+)
 def test_workshop_on_parameter_learning():
     matplotlib = pytest.importorskip("matplotlib", reason="the workshop plots")
     pytest.importorskip("tqdm", reason="the workshop shows progress")

@@ -1,0 +1,90 @@
+# The few commands of this project. `make demo` and `make test` work on a fresh machine.
+#
+#   TORCH   which torch to install, e.g. make test TORCH=torch==2.13.0 for one that is pinned
+#   PYTHON  the Python that the virtual environment is made with
+#   VENV    where the virtual environment goes
+
+PYTHON ?= python3
+TORCH ?= torch>=2.10
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# Keeps the installed torch when other packages ask for a newer one.
+CONSTRAINT := $(VENV)/constraints.txt
+INSTALL := $(PIP) install -c $(CONSTRAINT)
+CXX_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cpu/*.inc)
+SANITIZED := build/sanitized
+
+.PHONY: demo test setup check format lint bench sanitize package clean
+
+demo: $(VENV)/.examples  ## trains spiking networks with learnable neuron constants, draws plots
+	$(BIN)/python examples/parameter_learning.py $(if $(DATA),--data $(DATA)) $(ARGS)
+
+test: $(VENV)/.test  ## runs all tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+setup: $(VENV)/.dev  ## prepares a clone for development
+
+check: $(VENV)/.dev lint  ## what must pass before a commit
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev  ## checks format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## formats the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/.bench  ## measures, and appends rows to benchmarks/results
+	$(BIN)/python benchmarks/run.py --peers $(ARGS)
+
+sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undefined-behaviour sanitizers
+	FUSED_LIF_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(SANITIZED) \
+	    --build-temp $(SANITIZED)-objects
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
+	    $(BIN)/pytest -q -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
+	    tests/test_surrogate.py tests/test_property.py
+
+package: $(VENV)/.test  ## builds and tries wheels, with and without build isolation
+	rm -rf build/wheels && mkdir -p build/wheels
+	for isolation in "" --no-build-isolation; do \
+	    $(PIP) wheel --no-deps $$isolation -w build/wheels/wheel$$isolation . && \
+	    $(PIP) install --no-deps --target build/wheels/package$$isolation \
+	        build/wheels/wheel$$isolation/fused_lif-*.whl && \
+	    (cd build/wheels/package$$isolation && PYTHONPATH=. PYTHONWARNINGS=error \
+	        $(abspath $(BIN))/python -m fused_lif.info) || exit 1; \
+	done
+
+clean:
+	rm -rf build dist *.egg-info fused_lif/_C*.so $(VENV)
+
+# ---- the virtual environment ----
+
+$(CONSTRAINT):
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" ninja
+	$(BIN)/python -c "import torch; print('torch==' + torch.__version__.split('+')[0])" > $@
+
+# Editable: the extension is built into fused_lif/, and edits of Python files need no installation.
+$(VENV)/.examples: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
+	$(INSTALL) -e ".[examples]"
+	touch $@
+
+$(VENV)/.test: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
+	$(INSTALL) -e ".[test,examples]"
+	touch $@
+
+$(VENV)/.bench: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
+	$(INSTALL) -e ".[benchmarks]" jax
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test .pre-commit-config.yaml
+	$(INSTALL) -e ".[dev]"
+	-$(BIN)/pre-commit install > /dev/null
+	touch $@
