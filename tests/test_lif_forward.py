@@ -140,7 +140,7 @@ def test_non_finite_input_comes_out():
 
 
 def test_hand_calculated_trace():
-    """a = 0.1, b = 0.2, constant input 1: i_jump = 1, 1.8, 2.44, 2.952; v' = v + 0.1 (i_jump - v)."""
+    """a = 0.1, b = 0.2, x = 1: i_jump = 1, 1.8, 2.44, 2.952, ...; v' = v + 0.1 (i_jump - v)."""
     x = torch.ones(6, 1, 1, dtype=torch.float64)
     p = LIFParameters(200.0, 100.0, 0.0, 0.7, 0.05)
     state = LIFFeedForwardState(torch.zeros(1, 1), torch.zeros(1, 1))

@@ -70,9 +70,8 @@ def test_parameter_registered_outside_too():
 
 
 def test_state_dict_round_trip(layer_and_input):
-    layer, x = layer_and_input
+    layer, _ = layer_and_input
     other = type(layer)(type(layer.p)(tau_mem_inv=nn.Parameter(torch.ones(4))))
-    other.p.tau_mem_inv  # noqa: B018
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.p.tau_mem_inv, layer.p.tau_mem_inv)
     other.load_state_dict({})  # a checkpoint of Norse has no constants
@@ -162,7 +161,7 @@ def test_per_neuron_v_leak(cls, shape):
     state = layer.initial_state(torch.zeros(shape))
     assert state.v.shape == (3, 4)
     assert torch.equal(state.v[1], v_leak.detach())
-    out, state = layer(torch.zeros(shape))
+    _, state = layer(torch.zeros(shape))
     torch.testing.assert_close(state.v, v_leak.detach().expand(3, 4))
     state.v.sum().backward()
     assert v_leak.grad.shape == (4,)
@@ -183,7 +182,7 @@ def test_one_input_for_many_neurons():
 
 def test_record_states():
     x = torch.rand(20, 3, 4)
-    spikes, states = LIF(record_states=True)(x)
+    _, states = LIF(record_states=True)(x)
     assert states.v.shape == states.i.shape == (20, 3, 4)
     _, last = LIF()(x)
     assert torch.equal(states.v[-1], last.v)
@@ -222,8 +221,8 @@ def test_li_linear_cell():
 
 def test_repr_is_norses():
     assert repr(LIF()) == (
-        "LIF(p=LIFParameters(tau_syn_inv=tensor(200.), tau_mem_inv=tensor(100.), v_leak=tensor(0.), "
-        "v_th=tensor(1.), v_reset=tensor(0.), method='super', alpha=tensor(100.)), dt=0.001)"
+        "LIF(p=LIFParameters(tau_syn_inv=tensor(200.), tau_mem_inv=tensor(100.), "
+        "v_leak=tensor(0.), v_th=tensor(1.), v_reset=tensor(0.), method='super', alpha=tensor(100.)), dt=0.001)"
     )
 
 

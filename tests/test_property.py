@@ -1,4 +1,4 @@
-"""Random shapes, layouts, constants and values up to overflow, NaN and inf: cpu equals reference."""
+"""cpu equals reference for random shapes, layouts, constants and values up to NaN and inf."""
 
 from __future__ import annotations
 

@@ -152,7 +152,11 @@ class _LIFSequence(torch.autograd.Function):
             results = _NoSecondDerivative.apply(torch.ones((), requires_grad=True), *results)
         else:
             results = _lif_backward(*arguments)
-        return *[g if n else None for g, n in zip(results, ctx.needs_input_grad, strict=False)], None, None
+        return (
+            *[g if n else None for g, n in zip(results, ctx.needs_input_grad, strict=False)],
+            None,
+            None,
+        )
 
 
 def _needs_grad(problem: LIFProblem) -> bool:

@@ -62,7 +62,10 @@ def integrate(
     if neuron is not _ENCODER:
         tau_syn_inv = as_constant("tau_syn_inv", p.tau_syn_inv, device)
     if neuron is not _LI:
-        v_th, v_reset = as_constant("v_th", p.v_th, device), as_constant("v_reset", p.v_reset, device)
+        v_th, v_reset = (
+            as_constant("v_th", p.v_th, device),
+            as_constant("v_reset", p.v_reset, device),
+        )
         alpha, method = as_constant("alpha", p.alpha, device), p.method
         if method not in SURROGATES:
             raise ValueError(f"p.method must be one of {', '.join(SURROGATES)}, got {method!r}")
@@ -144,9 +147,7 @@ def as_constant(name: str, value: object, device: torch.device) -> Tensor:
     return torch.tensor(check_number(name, value), dtype=torch.float64, device=device)
 
 
-def _as_state(
-    name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype
-) -> Tensor:
+def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype) -> Tensor:
     """Returns a state of shape ``step``; numbers and smaller tensors are broadcast."""
     if not isinstance(value, Tensor):
         value = torch.tensor(check_number(f"state.{name}", value), device=x.device)

@@ -11,7 +11,7 @@ DIFFERENCES: dict[str, str] = {
     "LIFParameters.methods": "no .to(), .cuda(), .broadcast(): layers register and move constants",
     "parameters()": "a Parameter in p is registered; in Norse the optimiser never sees it",
     "constants in half precision": "dt * tau is formed in float32; Norse rounds it to half",
-    "float64 constants of a float32 input": "the state follows the input; Norse promotes to float64",
+    "float64 constants of a float32 input": "the state follows x; Norse promotes to float64",
     "default_bio_parameters": "exported by fused_lif.functional.lif, as in Norse",
     # surrogates
     "super": "alpha is honoured, as on Norse's main branch; 1.1.0 ignores it (equal for alpha = 1)",
@@ -20,8 +20,8 @@ DIFFERENCES: dict[str, str] = {
     # neurons
     "infinite potential": "a spike resets it; Norse computes 0 * inf = NaN",
     "lif_current_encoder": "resets to v_reset; Norse's v - z (v - v_reset) is off by a rounding",
-    "initial state": "has the shape of one step and float64 for float64 inputs; Norse's LIFCell and "
-    "LICell start with a 0-dim v, all with float32; per-neuron v_leak works",
+    "initial state": "has the shape of one step, and is float64 for float64 inputs; Norse's LIFCell "
+    "and LICell start with a 0-dim v, all with float32; per-neuron v_leak works",
     "constructor": "dt may be positional; Norse takes it as a keyword",
     "half inputs": "computed in float32 and returned in the dtype of the input",
     "T = 0": "a ValueError; Norse fails inside torch.stack",
@@ -30,7 +30,7 @@ DIFFERENCES: dict[str, str] = {
     # encoders, containers: see the tests of these
     "encoders": "seq_length, dt, f_max and out_features are checked; 0-dim inputs work; random "
     "numbers are drawn on the device of the input; float64 stays float64",
-    "spike_latency_encode": "counts spikes, not their values: differs for values other than 0, 1, -1",
+    "spike_latency_encode": "counts spikes, not their values: differs for values not in 0, 1, -1",
     "spike_latency_lif_encode": "half inputs are computed in float32; integer inputs are accepted",
     "population_encode": "scale may have several elements; Norse fails",
     "SequentialState": "returns a new list of states; Norse changes the caller's; slices and "

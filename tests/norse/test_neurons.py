@@ -235,7 +235,7 @@ def test_repr_equals_norse():
 
 
 def test_network_and_its_checkpoint():
-    """A Norse model's state_dict loads into the same model of ours, which then computes the same."""
+    """A Norse model's state_dict loads into ours, which then computes the same."""
 
     def model(library):
         return library.SequentialState(
