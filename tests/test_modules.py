@@ -222,7 +222,8 @@ def test_li_linear_cell():
 def test_repr_is_norses():
     assert repr(LIF()) == (
         "LIF(p=LIFParameters(tau_syn_inv=tensor(200.), tau_mem_inv=tensor(100.), "
-        "v_leak=tensor(0.), v_th=tensor(1.), v_reset=tensor(0.), method='super', alpha=tensor(100.)), dt=0.001)"
+        "v_leak=tensor(0.), v_th=tensor(1.), v_reset=tensor(0.), method='super', "
+        "alpha=tensor(100.)), dt=0.001)"
     )
 
 

@@ -20,8 +20,8 @@ DIFFERENCES: dict[str, str] = {
     # neurons
     "infinite potential": "a spike resets it; Norse computes 0 * inf = NaN",
     "lif_current_encoder": "resets to v_reset; Norse's v - z (v - v_reset) is off by a rounding",
-    "initial state": "has the shape of one step, and is float64 for float64 inputs; Norse's LIFCell "
-    "and LICell start with a 0-dim v, all with float32; per-neuron v_leak works",
+    "initial state": "has the shape of one step and is float64 for float64 inputs; Norse's cells "
+    "start with a 0-dim v, all with float32; per-neuron v_leak works",
     "constructor": "dt may be positional; Norse takes it as a keyword",
     "half inputs": "computed in float32 and returned in the dtype of the input",
     "T = 0": "a ValueError; Norse fails inside torch.stack",
