@@ -16,22 +16,24 @@ template <typename S>
 struct VectorOf;
 template <>
 struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
   using integer = int32_t;
-  typedef integer mask __attribute__((vector_size(kVectorBytes)));
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t bits __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
   using integer = int64_t;
-  typedef integer mask __attribute__((vector_size(kVectorBytes)));
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+  typedef uint64_t bits __attribute__((vector_size(kVectorBytes)));
 };
 template <typename S>
 using Vector = typename VectorOf<S>::type;
 template <typename S>
 inline constexpr int kLanes = kVectorBytes / sizeof(S);
 
-typedef uint32_t UInt32s __attribute__((vector_size(kVectorBytes)));
+using UInt32s = VectorOf<float>::bits;
 typedef uint16_t UInt16s __attribute__((vector_size(kVectorBytes / 2)));
 
 struct Half {
@@ -157,20 +159,18 @@ struct Exp<float> {
   static constexpr float kMin = -87.0f, kMax = 88.0f, kLn2High = 0.693145751953125f,
                          kLn2Low = 1.42860682030941723212e-6f, kRound = 12582912.0f;
   static constexpr int kTerms = 8, kBias = 127, kMantissa = 23;
-  using Bits = int32_t;
 };
 template <>
 struct Exp<double> {
   static constexpr double kMin = -708.0, kMax = 709.0, kLn2High = 6.93147180369123816490e-01,
                           kLn2Low = 1.90821492927058770002e-10, kRound = 6755399441055744.0;
   static constexpr int kTerms = 14, kBias = 1023, kMantissa = 52;
-  using Bits = int64_t;
 };
 
 template <typename S>
 FUSED_LIF_INLINE Vector<S> exp_vector(Vector<S> x) {
   using E = Exp<S>;
-  using Mask = typename VectorOf<S>::mask;
+  using Bits = typename VectorOf<S>::bits;
   const Vector<S> clamped = x > E::kMax ? broadcast<S>(E::kMax) : x;
   const Vector<S> shifted = clamped * S(1.4426950408889634) + E::kRound;  // k in the low bits
   const Vector<S> k = shifted - E::kRound;
@@ -178,7 +178,7 @@ FUSED_LIF_INLINE Vector<S> exp_vector(Vector<S> x) {
   Vector<S> sum = broadcast<S>(S(1));
 #pragma GCC unroll 16
   for (int n = E::kTerms; n > 0; --n) sum = S(1) + sum * r * (S(1) / S(n));
-  const Mask bits = (Mask)shifted - (Mask)broadcast<S>(E::kRound);
+  const Bits bits = (Bits)shifted - (Bits)broadcast<S>(E::kRound);
   const Vector<S> scale = (Vector<S>)((bits + E::kBias) << E::kMantissa);
   const Vector<S> result = sum * scale;
   return x < E::kMin ? Vector<S>{} : (x != x ? x : result);
