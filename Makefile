@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Keeps the installed torch when other packages ask for a newer one.
 CONSTRAINT := $(VENV)/constraints.txt
 INSTALL := $(PIP) install -c $(CONSTRAINT)
-CXX_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cpu/*.inc)
+CXX_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cpu/*.inc tests/cpp/*.cpp)
 SANITIZED := build/sanitized
 
 .PHONY: demo test setup check format lint bench sanitize package clean
