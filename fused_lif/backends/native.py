@@ -124,9 +124,9 @@ class _LIFSequence(torch.autograd.Function):
         ctx.save_for_backward(x, states, v, i, *constants, alpha)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        if options.state_interval != 1:  # checkpoints are nobody's output
-            ctx.mark_non_differentiable(states)
-        return out, v_end, i_end, states
+        if options.state_interval == 1:
+            return out, v_end, i_end, states
+        return out, v_end, i_end
 
     @staticmethod
     def backward(
@@ -134,12 +134,10 @@ class _LIFSequence(torch.autograd.Function):
         grad_out: Tensor | None,
         grad_v: Tensor | None,
         grad_i: Tensor | None,
-        grad_states: Tensor | None,
+        grad_states: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         options: _Options = ctx.options
-        # torch.compile passes zeros for what is nobody's output.
-        if options.state_interval != 1:
-            grad_states = None
+        # The encoder's i is empty and nobody's output, but torch.compile passes zeros for it.
         if options.neuron == Neuron.CURRENT_ENCODER:
             grad_i = None
         needs, bit = 0, 1
@@ -173,7 +171,8 @@ def _run(problem: LIFProblem) -> LIFResult:
         interval = 1 if record_states else CHECKPOINT_INTERVAL
         surrogate = SURROGATES[method].id
         options = _Options(dt, int(neuron), soft_reset, interval, surrogate, detach_reset)
-        out, v, i, states = _LIFSequence.apply(*tensors, alpha, options)
+        out, v, i, *rest = _LIFSequence.apply(*tensors, alpha, options)
+        states = rest[0] if rest else None
     else:
         interval = 1 if record_states else 0
         out, v, i, states = _lif_forward(*tensors, dt, int(neuron), soft_reset, interval)
