@@ -59,7 +59,7 @@ FIELDS = (
 )
 LEFT_OUT = "left out without --peers"
 GPU_BACKENDS = ("cuda", "triton")  # take the place of "cpu" on a GPU
-TURN_SECONDS = 0.05  # short calls are repeated for so long in one turn, after one that warms up
+TURN_SECONDS = 0.2  # short calls are repeated for so long in one turn, after one that warms up
 MIN_TURNS, MIN_TURNS_SLOW, SLOW_SECONDS = 3, 2, 1.0
 
 

@@ -3,6 +3,7 @@
 from fused_lif import functional, module
 from fused_lif._version import __version__
 from fused_lif.backends import backend
+from fused_lif.debug import check_finite
 from fused_lif.functional.encode import (
     constant_current_lif_encode,
     euclidean_distance,
@@ -68,6 +69,7 @@ __all__ = [
     "SpikeLatencyLIFEncoder",
     "__version__",
     "backend",
+    "check_finite",
     "constant_current_lif_encode",
     "euclidean_distance",
     "functional",

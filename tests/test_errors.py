@@ -203,6 +203,31 @@ class TestOperators:
             torch.ops.fused_lif.surrogate_grad(torch.ones(3), 99, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (None, "state.i must be finite, got inf at index (0, 2)"),
+        (3, "input_tensor must be finite, got nan at step 3, index (1, 2)"),
+        (2, "the current i after a step must be finite, got nan at step 2, index (1, 2)"),
+    ],
+)
+def test_check_finite_points_to_the_first_step(step, message):
+    x, i = torch.zeros(6, 2, 3), torch.zeros(2, 3)
+    if step is None:
+        i[0, 2] = math.inf
+    elif step == 3:
+        x[3, 1, 2] = x[4, 0, 0] = math.nan
+    else:
+        x[:, 1, 2] = 1.5e38  # the current overflows at the third step
+    layer = LIF(LIFParameters(v_th=1e30))
+    layer(x, LIFFeedForwardState(torch.zeros(2, 3), i))
+    with fused_lif.check_finite(), pytest.raises(FloatingPointError, match=re.escape(message)):
+        layer(x, LIFFeedForwardState(torch.zeros(2, 3), i))
+    with fused_lif.check_finite():
+        layer(torch.rand(6, 2, 3))
+        LIFCell()(torch.rand(2, 3))
+
+
 def test_without_the_extension():
     """The package imports, warns once, runs on the reference and says why."""
     code = """

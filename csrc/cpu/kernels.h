@@ -82,7 +82,7 @@ struct Backward {
   GradSum sums[kNumGrads];
   int64_t unit;  // columns; a power of two
   Surrogate surrogate;
-  bool detach_reset, flush_denormals;
+  bool detach_reset, flush_denormals, stream_grad_x;
 };
 
 // The loops of one instruction set. [begin, end) are columns; scratch_bytes() tells how much

@@ -30,6 +30,11 @@ namespace {
 constexpr int64_t kGrain = 65536;
 constexpr int64_t kLoadSteps = 4;
 
+// A gradient of this size is written around the caches, which would not hold it until it is read.
+constexpr size_t kStreamBytes = size_t{8} << 20;
+
+size_t size_of(const Tensor& t) { return t.numel() * t.element_size(); }
+
 // From 32 MiB on, malloc takes fresh pages from the system for every tensor. Faulting them in one
 // small page at a time costs more than the kernel itself; huge pages cost a tenth of that.
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
@@ -54,7 +59,7 @@ Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
-  advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
+  advise_huge_pages(tensor.data_ptr(), size_of(tensor));
   return tensor;
 }
 
@@ -516,6 +521,7 @@ Grads backward_as(
   const std::vector<int64_t> none = {0};
   Tensor grad_x = new_empty(is_needed(kNeedsX) ? to_vector(x.sizes()) : none, x.scalar_type());
   args.grad_x = is_needed(kNeedsX) ? grad_x.data_ptr() : nullptr;
+  args.stream_grad_x = is_needed(kNeedsX) && size_of(grad_x) >= kStreamBytes;
   Tensor grad_v0 = new_empty(shape.step, kType);
   Tensor grad_i0 = new_empty(synapse ? shape.step : none, kType);
   args.grad_v0 = grad_v0.data_ptr();

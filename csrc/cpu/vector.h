@@ -3,6 +3,10 @@
 // language's.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 
 #include "../surrogate.h"
@@ -134,6 +138,30 @@ template <typename S, typename IO>
 FUSED_LIF_INLINE void store_as(IO* p, Vector<S> x) {
   const auto raw = Convert<S, IO>::narrow(x);
   __builtin_memcpy(p, &raw, sizeof(raw));
+}
+
+// Writes around the caches, which saves reading the cache lines first: for rows that are written
+// once and are too many for the caches. p must be aligned to 64 bytes; finish_streaming() makes
+// other threads see what was written.
+template <typename S, typename IO>
+FUSED_LIF_INLINE void stream_as(IO* p, Vector<S> x) {
+  const auto raw = Convert<S, IO>::narrow(x);
+#if defined(__x86_64__)
+  if constexpr (sizeof(raw) == 16) return _mm_stream_si128((__m128i*)p, (__m128i)raw);
+#if defined(__AVX__)
+  if constexpr (sizeof(raw) == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)raw);
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(raw) == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)raw);
+#endif
+#endif
+  __builtin_memcpy(p, &raw, sizeof(raw));
+}
+
+FUSED_LIF_INLINE void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 // The same for the last n < kLanes columns; the lanes behind them are zero.

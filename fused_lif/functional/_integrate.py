@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_lif import debug
 from fused_lif.backends import select_backend
 from fused_lif.surrogate import SURROGATES
 from fused_lif.types import LIFProblem, LIFResult, Neuron
@@ -94,7 +95,10 @@ def integrate(
         detach_reset,
         record_states,
     )
-    return select_backend(problem, backend).run(problem)
+    chosen = select_backend(problem, backend)
+    if debug.is_enabled():
+        debug.raise_if_not_finite(problem, chosen)
+    return chosen.run(problem)
 
 
 def check_input(input_tensor: Tensor, single_step: bool) -> None:

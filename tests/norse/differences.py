@@ -43,6 +43,7 @@ DIFFERENCES: dict[str, str] = {
 #: Public names of ours that Norse does not have, or has elsewhere.
 NEW_NAMES = {
     "backend",
+    "check_finite",
     "functional",
     "module",
     "li_feed_forward_integral",
