@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Keeps the installed torch when other packages ask for a newer one.
 CONSTRAINT := $(VENV)/constraints.txt
-INSTALL := $(PIP) install -c $(CONSTRAINT)
+# The environment has what the build needs; without isolation ninja recompiles only what has changed.
+INSTALL := $(PIP) install --no-build-isolation -c $(CONSTRAINT)
 CXX_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cpu/*.inc tests/cpp/*.cpp)
 SANITIZED := build/sanitized
 

@@ -36,8 +36,8 @@ SOURCES = [
 ]
 # The loops are compiled for several instruction sets, of which the best is chosen at run time.
 INSTRUCTION_SETS = {
-    "kernels_avx2.cpp": "-mavx2 -mfma",
-    "kernels_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma "
+    "kernels_avx2.cpp": "-mavx2",
+    "kernels_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 "
     "-mprefer-vector-width=512",
 }
 # No contraction into fused multiply-adds: all backends must compute the same bits.
@@ -45,7 +45,10 @@ CXX_FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra "
     "-Wno-psabi -Wno-unknown-pragmas -Wno-restrict -DTORCH_TARGET_VERSION=0x020a000000000000"
 )
-SANITIZER_FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1"
+# Outputs start as NaN: one that is not written shows up.
+SANITIZER_FLAGS = (
+    "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DFUSED_LIF_POISON"
+)
 
 
 def _version() -> str:

@@ -51,6 +51,16 @@ inline bool is_floating(ScalarType t) {
          t == ScalarType::BFloat16;
 }
 
+inline const char* name_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Double: return "float64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    default: return "another one";
+  }
+}
+
 // The type that the computation is done in, and that of states: float32 for half inputs.
 inline ScalarType compute_type(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -80,8 +90,8 @@ inline void check_tensor(
         to_string(x.sizes()), ", got ", to_string(t.sizes()));
   if (t.scalar_type() != dtype)
     fail(
-        op, ": ", name, " must have the dtype ",
-        dtype == ScalarType::Double ? "float64" : "of x, or float32 for states", " to match x");
+        op, ": ", name, " must have the dtype ", name_of(dtype), ", got ",
+        name_of(t.scalar_type()));
   if (!(t.get_device_index() == x.get_device_index() && t.is_cpu() == x.is_cpu()))
     fail(op, ": ", name, " must be on the device of x");
 }

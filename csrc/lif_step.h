@@ -85,10 +85,11 @@ struct ConstantGrads {
 // `grad_out` is dL/dz (dL/dv_decayed for LI), `surrogate` the derivative of H at v_decayed - v_th.
 // Returns dL/dx:
 //
-//   grad_spike = grad_out + (v_spiked - v_decayed) * grad_v       second term only through the
-//   reset d          = (z and hard ? 0 : grad_v) + surrogate * grad_spike        gradient of
-//   v_decayed grad_x     = dt/tau_mem * d + (1 - dt/tau_syn) * grad_i grad_v     = (1 - dt/tau_mem)
-//   * d
+//   grad_spike = grad_out + (v_spiked - v_decayed) * grad_v    second term if not detached
+//   d          = (z and hard ? 0 : grad_v) + surrogate * grad_spike    gradient of v_decayed
+//   grad_x     = dt/tau_mem * d + (1 - dt/tau_syn) * grad_i
+//   grad_v     = (1 - dt/tau_mem) * d
+//   grad_i     = grad_x
 template <Neuron kNeuron, Reset kReset, bool kConstantGrads, typename V>
 FUSED_LIF_HD V step_backward(
     const Step<V>& step,

@@ -31,9 +31,9 @@ STABLE_TORCH_LIBRARY(fused_lif, m) {
       "Tensor v_leak, Tensor? v_th, Tensor? v_reset, float dt, int neuron, bool soft_reset, "
       "int state_interval) -> (Tensor out, Tensor v, Tensor i, Tensor states)");
   m.def(
-      "lif_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, Tensor? grad_states, Tensor "
-      "x, "
-      "Tensor states, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, "
+      "lif_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, Tensor? grad_states, "
+      "Tensor x, Tensor states, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
+      "Tensor v_leak, "
       "Tensor? v_th, Tensor? v_reset, Tensor? alpha, float dt, int neuron, bool soft_reset, "
       "int state_interval, int method, bool detach_reset, int needs) -> (Tensor grad_x, "
       "Tensor grad_v, Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from fused_lif.backends._base import Backend
@@ -58,7 +59,10 @@ def is_enabled() -> bool:
 
 
 def _check(names: str | tuple[str, str], tensor: Tensor, has_time: bool) -> None:
-    """Raises for the first bad number of ``[T, *step]`` or ``step``; two names: ``[T, 2, *step]``."""
+    """Raises for the first bad number of ``[T, *step]`` or ``step``.
+
+    With two names the tensor is ``[T, 2, *step]``.
+    """
     bad = ~tensor.detach().isfinite()
     if not bad.any():
         return
@@ -78,7 +82,8 @@ def raise_if_not_finite(problem: LIFProblem, backend: Backend) -> None:
     _check("state.v", problem.v, False)
     if problem.i is not None:
         _check("state.i", problem.i, False)
-    states = backend.run(problem._replace(record_states=True)).states
+    with torch.no_grad():
+        states = backend.run(problem._replace(record_states=True)).states
     assert states is not None
     names = ("the potential v after a step", "the current i after a step")
     _check(names, states.transpose(0, 1), True)

@@ -35,7 +35,7 @@ CASES = {
     "integer input": (
         lambda: LIF()(X.long()),
         TypeError,
-        "input_tensor must be floating-point, got torch.int64",
+        "input_tensor must be one of float32, float64, bfloat16, float16, got torch.int64",
     ),
     "sparse input": (
         lambda: LIF()(X.to_sparse()),
@@ -88,13 +88,41 @@ CASES = {
         "dt must be a positive and finite number, in seconds, got nan",
     ),
     "method": (
-        lambda: LIF(LIFParameters(method="superspike"))(X),
+        lambda: fused_lif.lif_feed_forward_integral(
+            X, state(2, 3), LIFParameters(method="superspike")
+        ),
         ValueError,
         "p.method must be one of heaviside, super, triangle, tanh, circ, heavi_erfc, sigmoid, "
         "atan, piecewise_linear, box, got 'superspike'",
     ),
+    "float8": (
+        lambda: LIF()(X.to(torch.float8_e5m2)),
+        TypeError,
+        "input_tensor must be one of float32, float64, bfloat16, float16, got torch.float8_e5m2",
+    ),
+    "complex constant": (
+        lambda: fused_lif.lif_feed_forward_step(X, state(4, 2, 3), LIFParameters(v_th=X * 1j)),
+        TypeError,
+        "v_th must be one of float32, float64, bfloat16, float16, got torch.complex64",
+    ),
+    "no constants": (
+        lambda: LIF(None),
+        TypeError,
+        "p must be a LIFParameters or LIParameters, got NoneType",
+    ),
+    "dt of another type": (
+        lambda: LIF(dt="a"),
+        ValueError,
+        "dt must be a positive and finite number, in seconds, got 'a'",
+    ),
+    "method of a layer": (
+        lambda: LIF(LIFParameters(method="adjoint")),
+        ValueError,
+        "p.method must be one of heaviside, super, triangle, tanh, circ, heavi_erfc, sigmoid, "
+        "atan, piecewise_linear, box, got 'adjoint'",
+    ),
     "reset": (
-        lambda: LIF(reset="none")(X),
+        lambda: LIFCell(reset="none"),
         ValueError,
         "reset must be one of hard, soft, got 'none'",
     ),
@@ -190,7 +218,7 @@ class TestOperators:
             ({"v_th": torch.ones(7)}, r"v_th must broadcast to one time step of shape \[2, 3\]"),
             ({"v_th": torch.ones(3).long()}, "v_th must be floating-point"),
             ({"neuron": 3}, "unknown neuron 3"),
-            ({"interval": -1}, "state_interval must be between 0 and 64, got -1"),
+            ({"interval": -1}, "state_interval must be between 0 and 32, got -1"),
         ],
         ids=str,
     )

@@ -82,6 +82,21 @@ def test_constants_of_other_shapes(shape, constant_shape):
     check(random_case(shape, torch.float64, constant_shape=constant_shape))
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "constant_shape"),
+    [
+        ((17, 4, 32768), torch.float32, (4, 1)),
+        ((33, 4, 32768), torch.bfloat16, (32768,)),
+        ((9, 4, 32768), torch.float64, ()),
+        ((17, 4, 32769), torch.float32, (32769,)),  # rows that are not aligned
+    ],
+    ids=str,
+)
+def test_large_gradients(shape, dtype, constant_shape, capability):  # noqa: F811
+    """From 8 MiB on they are written around the caches; units are larger than a tile."""
+    check(random_case(shape, dtype, constant_shape=constant_shape))
+
+
 @pytest.mark.parametrize("neuron", ["lif", "li"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_through_recorded_states(dtype, neuron):

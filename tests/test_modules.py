@@ -301,6 +301,17 @@ def test_func_transforms_run_on_the_reference():
         torch.func.vmap(lambda x: LIF(backend="cpu")(x)[0])(x)
 
 
+def test_forward_mode_runs_on_the_reference():
+    x = torch.rand(6, 3, 4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            LI(backend="cpu")(dual)
+        tangent = torch.autograd.forward_ad.unpack_dual(LI()(dual)[0]).tangent
+    expected = (LI()(x + 0.5)[0] - LI()(x - 0.5)[0]).detach()  # an LI is linear
+    torch.testing.assert_close(tangent.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_functional_call_replaces_constants():
     layer = LIF(LIFParameters(v_th=nn.Parameter(torch.tensor(0.5))))
     x = torch.rand(20, 3, 4)

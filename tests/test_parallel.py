@@ -44,7 +44,7 @@ def test_threads_do_not_see_each_others_backend():
     seen = []
 
     def work():
-        seen.append(fused_lif.backends._requested.name)
+        seen.append(fused_lif.backends._requested.names[-1])
 
     with fused_lif.backend("reference"):
         thread = threading.Thread(target=work)

@@ -28,10 +28,8 @@ enum {
 // for every time step; narrower strips touch one cache line per page.
 inline constexpr int64_t kTile = 1024;
 inline constexpr int64_t kMaxLanes = 16;
-inline constexpr int64_t kMaxBlock = 64;  // columns of the backward's scratch rows
-inline constexpr int64_t kMaxSegment =
-    64;  // time steps that the backward recomputes at once, at most
-inline constexpr int64_t kDefaultSegment = 32;
+inline constexpr int64_t kMaxBlock = 64;    // columns of the backward's scratch rows
+inline constexpr int64_t kMaxSegment = 32;  // time steps that the backward recomputes at once
 
 // A sequence [T, M] in memory: element (t, m) is data[t * stride_t + m / row * stride_row + m %
 // row]. A contiguous one has row = M; stride_t = 0 repeats one step; a batch-first [B, T, N] has
@@ -85,8 +83,8 @@ struct Backward {
   bool detach_reset, flush_denormals, stream_grad_x;
 };
 
-// The loops of one instruction set. [begin, end) are columns; scratch_bytes() tells how much
-// memory, aligned to 64 bytes, a call needs.
+// The loops of one instruction set. [begin, end) are columns; a call needs kScratchBytes of scratch
+// memory, aligned to 64 bytes.
 struct Kernels {
   const char* name;
   void (*forward)(

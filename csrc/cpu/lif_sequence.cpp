@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <tuple>
@@ -35,12 +36,12 @@ constexpr size_t kStreamBytes = size_t{8} << 20;
 
 size_t size_of(const Tensor& t) { return t.numel() * t.element_size(); }
 
-// From 32 MiB on, malloc takes fresh pages from the system for every tensor. Faulting them in one
-// small page at a time costs more than the kernel itself; huge pages cost a tenth of that.
+// Large tensors often lie in fresh pages (glibc: always from 32 MiB on). Faulting them in one small
+// page at a time costs more than the kernel itself; huge pages cost a fraction of that.
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
-  if (bytes < (size_t{32} << 20)) return;
+  if (bytes < (size_t{4} << 20)) return;
   const uintptr_t begin =
       (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
@@ -60,6 +61,9 @@ Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
       aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   advise_huge_pages(tensor.data_ptr(), size_of(tensor));
+#if defined(FUSED_LIF_POISON)
+  std::memset(tensor.data_ptr(), 0xff, size_of(tensor));  // NaN
+#endif
   return tensor;
 }
 
@@ -240,8 +244,9 @@ class ConstantSet {
 
   Constant constants[kNumConstants] = {};
 
-  // Flushing denormals changes states by less than 1e-36. That cannot change a spike where the
-  // threshold is far from zero and the dynamics does not amplify, that is |1 - dt * tau_inv| <= 1.
+  // What flushing denormals loses is below 1e-36. Where the threshold is far from zero and the
+  // dynamics does not amplify, |1 - dt * tau_inv| <= 1, it reaches a spike only if it breaks an
+  // exact rounding tie.
   bool flush_denormals = true;
 
  private:
@@ -508,7 +513,7 @@ Grads backward_as(
   args.states = data_of(states);
   args.rows = rows_of(T, interval);
   args.interval = std::max<int64_t>(interval, 1);
-  args.segment = interval > 1 ? interval : kDefaultSegment;
+  args.segment = interval > 1 ? interval : kMaxSegment;
   std::copy(std::begin(set.constants), std::end(set.constants), args.constants);
   args.grad_v = data_of(grad_v);
   args.grad_i = data_of(grad_i);
@@ -583,8 +588,8 @@ Grads lif_backward_cpu(
   const ScalarType state_type = compute_type(x.scalar_type());
   const auto kept = shape.states(has_synapse(n), rows_of(shape.T, state_interval));
   const Sizes kept_sizes(kept.data(), kept.size());
-  if (!(state_interval > 0 || shape.T <= kDefaultSegment))
-    fail(op, ": states must be kept by lif_forward for more than ", kDefaultSegment, " time steps");
+  if (!(state_interval > 0 || shape.T <= kMaxSegment))
+    fail(op, ": states must be kept by lif_forward for more than ", kMaxSegment, " time steps");
   check_tensor(op, "states", states, kept_sizes, state_type, x);
   if (grad_out) check_tensor(op, "grad_out", *grad_out, x.sizes(), x.scalar_type(), x);
   if (grad_v) check_tensor(op, "grad_v", *grad_v, v.sizes(), state_type, x);

@@ -141,7 +141,7 @@ FUSED_LIF_INLINE void store_as(IO* p, Vector<S> x) {
 }
 
 // Writes around the caches, which saves reading the cache lines first: for rows that are written
-// once and are too many for the caches. p must be aligned to 64 bytes; finish_streaming() makes
+// once and are too many for the caches. p must be aligned to the vector; finish_streaming() makes
 // other threads see what was written.
 template <typename S, typename IO>
 FUSED_LIF_INLINE void stream_as(IO* p, Vector<S> x) {

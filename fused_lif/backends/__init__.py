@@ -17,7 +17,8 @@ BACKENDS: dict[str, Backend] = {b.name: b for b in (native.CPU, reference.REFERE
 
 
 class _Requested(threading.local):
-    name: str | None = None
+    def __init__(self) -> None:
+        self.names: list[str | None] = [None]  # of the blocks that this thread is in
 
 
 _requested = _Requested()
@@ -26,7 +27,8 @@ _requested = _Requested()
 class backend:  # a context manager, used like a function
     """Uses one backend for all layers within a ``with`` block of this thread.
 
-    A ``backend=`` given to a function or layer takes precedence.
+    A ``backend=`` given to a function or layer takes precedence. Other threads, such as those of
+    ``DataParallel``, are not affected.
 
     Args:
         name: ``"cpu"``, ``"reference"``, or ``None`` for the automatic choice.
@@ -42,11 +44,9 @@ class backend:  # a context manager, used like a function
 
     def __init__(self, name: str | None) -> None:
         self.name = check_backend_name(name)
-        self._outer: list[str | None] = []
 
     def __enter__(self) -> None:
-        self._outer.append(_requested.name)
-        _requested.name = self.name
+        _requested.names.append(self.name)
 
     def __exit__(
         self,
@@ -54,7 +54,7 @@ class backend:  # a context manager, used like a function
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _requested.name = self._outer.pop()
+        _requested.names.pop()
 
 
 def check_backend_name(name: str | None) -> str | None:
@@ -74,13 +74,12 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
         ValueError: If there is no backend called ``requested``.
         RuntimeError: If the requested backend cannot run the problem; the message says why.
     """
-    requested = requested or _requested.name
     if requested is None:
-        for chosen in BACKENDS.values():
-            if not chosen.reasons_against(problem):
-                return chosen
-    assert requested is not None
-    chosen = BACKENDS[check_backend_name(requested) or requested]
+        requested = _requested.names[-1]
+    if requested is None:
+        return next(b for b in BACKENDS.values() if not b.reasons_against(problem))
+    check_backend_name(requested)
+    chosen = BACKENDS[requested]
     if reasons := chosen.reasons_against(problem):
         raise RuntimeError(f"backend {requested!r} cannot run this input: {'; '.join(reasons)}")
     return chosen

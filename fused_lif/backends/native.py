@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from fused_lif.backends._base import Backend
 from fused_lif.surrogate import SURROGATES
@@ -195,6 +196,8 @@ def _reasons_against(device_type: str, problem: LIFProblem) -> list[str]:
         reasons.append(f"the input is on {problem.x.device.type}")
     if not torch.compiler.is_compiling() and peek_interpreter_stack() is not None:
         reasons.append("the kernels cannot be transformed by torch.func")
+    if forward_ad._current_level >= 0:
+        reasons.append("the kernels have no forward-mode derivative")
     return reasons
 
 

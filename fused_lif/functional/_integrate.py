@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from fused_lif.surrogate import SURROGATES
 from fused_lif.types import LIFProblem, LIFResult, Neuron
 
 _RESETS = ("hard", "soft")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPE_NAMES = "float32, float64, bfloat16, float16"
 _LI, _ENCODER = Neuron.LI, Neuron.CURRENT_ENCODER  # an attribute of an enum is slow to look up
 
 
@@ -68,10 +71,8 @@ def integrate(
             as_constant("v_reset", p.v_reset, device),
         )
         alpha, method = as_constant("alpha", p.alpha, device), p.method
-        if method not in SURROGATES:
-            raise ValueError(f"p.method must be one of {', '.join(SURROGATES)}, got {method!r}")
-        if reset not in _RESETS:
-            raise ValueError(f"reset must be one of {', '.join(_RESETS)}, got {reset!r}")
+        check_method(method)
+        check_reset(reset)
 
     constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
     step = x.shape if single_step else x.shape[1:]
@@ -107,8 +108,8 @@ def check_input(input_tensor: Tensor, single_step: bool) -> None:
         raise TypeError(f"input_tensor must be a tensor, got {type(input_tensor).__name__}")
     if input_tensor.layout is not torch.strided:
         raise TypeError(f"input_tensor must be dense, got the layout {input_tensor.layout}")
-    if not input_tensor.is_floating_point():
-        raise TypeError(f"input_tensor must be floating-point, got {input_tensor.dtype}")
+    if input_tensor.dtype not in _DTYPES:
+        raise TypeError(f"input_tensor must be one of {_DTYPE_NAMES}, got {input_tensor.dtype}")
     if single_step:
         return
     if input_tensor.dim() == 0:
@@ -121,14 +122,27 @@ def check_input(input_tensor: Tensor, single_step: bool) -> None:
 
 def check_dt(dt: float) -> None:
     """Raises if ``dt`` is not a positive, finite number."""
-    if isinstance(dt, Tensor) or not 0 < dt < math.inf:
+    if not isinstance(dt, numbers.Real) or not 0 < dt < math.inf:
         raise ValueError(f"dt must be a positive and finite number, in seconds, got {dt!r}")
+
+
+def check_method(method: str) -> None:
+    """Raises if there is no surrogate of that name."""
+    if method not in SURROGATES:
+        raise ValueError(f"p.method must be one of {', '.join(SURROGATES)}, got {method!r}")
+
+
+def check_reset(reset: str) -> None:
+    """Raises if there is no reset of that name."""
+    if reset not in _RESETS:
+        raise ValueError(f"reset must be one of {', '.join(_RESETS)}, got {reset!r}")
 
 
 def check_number(name: str, value: object) -> float:
     """Returns a constant given as a number; raises if it is none or makes no sense."""
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    value = float(value)
     if name.startswith("tau") and not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and not negative, in 1/s, got {value!r}")
     if not math.isfinite(value):
@@ -139,7 +153,7 @@ def check_number(name: str, value: object) -> float:
 def as_constant(name: str, value: object, device: torch.device) -> Tensor:
     """Returns a constant of the neuron as a floating-point tensor on ``device``."""
     if isinstance(value, Tensor):
-        if value.device == device and value.is_floating_point():
+        if value.device == device and value.dtype in _DTYPES:
             return value
         if value.dim() == 0 and value.device.type == "cpu":
             value = value.to(device)  # a scalar on the CPU goes anywhere, as in torch
@@ -147,6 +161,8 @@ def as_constant(name: str, value: object, device: torch.device) -> Tensor:
             raise ValueError(
                 f"{name} must be on the device of input_tensor ({device}), got {value.device}"
             )
+        if value.is_complex() or (value.is_floating_point() and value.dtype not in _DTYPES):
+            raise TypeError(f"{name} must be one of {_DTYPE_NAMES}, got {value.dtype}")
         return value if value.is_floating_point() else value.to(torch.get_default_dtype())
     return torch.tensor(check_number(name, value), dtype=torch.float64, device=device)
 
@@ -157,6 +173,8 @@ def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torc
         value = torch.tensor(check_number(f"state.{name}", value), device=x.device)
     if value.shape == step and value.dtype is dtype and value.device == x.device:
         return value
+    if value.is_complex():
+        raise TypeError(f"state.{name} must be real, got {value.dtype}")
     if value.device != x.device and (value.dim() or value.device.type != "cpu"):
         raise ValueError(
             f"state.{name} must be on the device of input_tensor ({x.device}), got {value.device}"

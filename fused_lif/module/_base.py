@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_lif.backends import check_backend_name
-from fused_lif.functional._integrate import check_dt, check_number
+from fused_lif.functional._integrate import check_dt, check_method, check_number
 
 
 class NeuronConstants(nn.Module):
@@ -21,12 +21,17 @@ class NeuronConstants(nn.Module):
     become buffers that are not part of the ``state_dict``, follow the module to its device, and
     keep their dtype: ``module.half()`` does not round a time constant that is not learned.
 
+    A checkpoint without any constant loads also strictly, as Norse saves none; learnable constants
+    then keep their values.
+
     Args:
         p: A named tuple of constants, such as ``LIFParameters``.
     """
 
     def __init__(self, p: Any) -> None:
         super().__init__()
+        if not hasattr(p, "_asdict"):
+            raise TypeError(f"p must be a LIFParameters or LIParameters, got {type(p).__name__}")
         self.kind = type(p)
         self.settings: dict[str, Any] = {}
         for name, value in p._asdict().items():
@@ -35,7 +40,8 @@ class NeuronConstants(nn.Module):
             elif isinstance(value, Tensor):
                 is_default = value is p._field_defaults.get(name)
                 self.register_buffer(name, value.clone() if is_default else value, persistent=False)
-            elif isinstance(value, str):
+            elif name == "method":
+                check_method(value)
                 self.settings[name] = value
             else:
                 tensor = torch.tensor(
@@ -47,7 +53,7 @@ class NeuronConstants(nn.Module):
         """Returns the constants as the named tuple they were given as."""
         values = {**self.settings, **self._buffers, **self._parameters}
         fields = self.kind._fields
-        if len(values) == len(fields):
+        if values.keys() == set(fields):
             return self.kind(**values)
         return self.kind(*[values[n] if n in values else getattr(self, n) for n in fields])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fused_lif.functional._integrate import check_reset
 from fused_lif.functional.lif import lif_feed_forward_integral, lif_feed_forward_step
 from fused_lif.module._base import NeuronModule, resting_state
 from fused_lif.types import LIFFeedForwardState, LIFParameters
@@ -47,6 +48,7 @@ class LIFCell(NeuronModule):
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
+        check_reset(reset)
         self.reset = reset
         self.detach_reset = detach_reset
 
@@ -115,6 +117,7 @@ class LIF(NeuronModule):
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
+        check_reset(reset)
         self.reset = reset
         self.detach_reset = detach_reset
         self.record_states = record_states

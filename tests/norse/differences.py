@@ -24,6 +24,7 @@ DIFFERENCES: dict[str, str] = {
     "start with a 0-dim v, all with float32; per-neuron v_leak works",
     "constructor": "dt may be positional; Norse takes it as a keyword",
     "half inputs": "computed in float32 and returned in the dtype of the input",
+    "state larger than the input": "a ValueError; constants may be larger, as in Norse",
     "T = 0": "a ValueError; Norse fails inside torch.stack",
     "sparse inputs": "a TypeError; Norse returns sparse spikes",
     "integer inputs": "a TypeError, except for encoders; Norse promotes",
