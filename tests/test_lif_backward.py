@@ -93,7 +93,7 @@ def test_constants_of_other_shapes(shape, constant_shape):
     ids=str,
 )
 def test_large_gradients(shape, dtype, constant_shape, capability):  # noqa: F811
-    """From 8 MiB on they are written around the caches; units are larger than a tile."""
+    """From 4 MiB on they are written around the caches; units are larger than a tile."""
     check(random_case(shape, dtype, constant_shape=constant_shape))
 
 

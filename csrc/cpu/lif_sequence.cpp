@@ -32,7 +32,7 @@ constexpr int64_t kGrain = 65536;
 constexpr int64_t kLoadSteps = 4;
 
 // A gradient of this size is written around the caches, which would not hold it until it is read.
-constexpr size_t kStreamBytes = size_t{8} << 20;
+constexpr size_t kStreamBytes = size_t{4} << 20;
 
 size_t size_of(const Tensor& t) { return t.numel() * t.element_size(); }
 
