@@ -49,7 +49,7 @@ sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undef
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
-	    $(BIN)/pytest -q -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
+	    $(BIN)/pytest -q -s -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
 	    tests/test_surrogate.py tests/test_property.py
 
 package: $(VENV)/.test  ## builds and tries wheels, with and without build isolation

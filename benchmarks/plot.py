@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 OURS = ("cpu", "cuda", "triton", "module")
 PLOTTED = ("lif_forward", "lif_forward_backward")
+FIELDS = ("case", "mode", "T", "B", "N", "dtype", "constants", "input")
 Row = dict[str, str]
 
 
@@ -26,13 +27,13 @@ def last_runs(paths: list[Path]) -> list[Row]:
     for path in paths:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                key = (row["device"], row["threads"], row["case"])
+                key = (row["device"], row["threads"], row["malloc"], row["case"])
                 runs[key][row["date"]].append(row)
     return [row for dates in runs.values() for row in dates[max(dates)]]
 
 
 def _setting(row: Row) -> tuple[str, ...]:
-    names = ("device", "threads", "case", "mode", "T", "B", "N", "dtype", "constants", "input")
+    names = ("device", "threads", "malloc", *FIELDS)
     return tuple(row[name] for name in names)
 
 
@@ -45,6 +46,7 @@ def markdown(rows: list[Row]) -> str:
     ]
     for row in rows:
         remarks = {row["dtype"], row["constants"], row["input"]} & {"bfloat16", "scalar", "quiet"}
+        malloc = ["(default malloc)"] if row["malloc"] == "default" else []
         base = ours.get(_setting(row))
         column = "median_ms" if row["median_ms"] else "memory_bytes"
         ratio = ""
@@ -55,7 +57,7 @@ def markdown(rows: list[Row]) -> str:
             row["case"],
             f"{row['T']}, {row['B']}, {row['N']}",
             row["mode"],
-            " ".join([row["backend"], *sorted(remarks)]),
+            " ".join([row["backend"], *sorted(remarks), *malloc]),
             f"{median} ({q20}, {q80})" if row["median_ms"] else "",
             f"{float(row['memory_bytes']) / 1e6:.1f}" if row["memory_bytes"] else "",
             ratio,
@@ -80,7 +82,8 @@ def draw(rows: list[Row], path: Path) -> None:
     for panel, case in zip(panels, PLOTTED, strict=True):
         nanoseconds: dict[str, dict[str, float]] = defaultdict(dict)
         for row in rows:
-            if row["case"] == case and row["mode"] != "backward":
+            is_default = row["malloc"] == "default"  # page faults, see README.md
+            if row["case"] == case and row["mode"] != "backward" and not is_default:
                 steps = math.prod(int(row[k]) for k in "TBN")
                 shape = f"{row['T']}, {row['B']}, {row['N']}"
                 is_floor = row["backend"] == "copy"

@@ -62,7 +62,7 @@ Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   Tensor tensor(handle);
   advise_huge_pages(tensor.data_ptr(), size_of(tensor));
 #if defined(FUSED_LIF_POISON)
-  std::memset(tensor.data_ptr(), 0xff, size_of(tensor));  // NaN
+  if (tensor.numel() > 0) std::memset(tensor.data_ptr(), 0xff, size_of(tensor));  // NaN
 #endif
   return tensor;
 }
