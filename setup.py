@@ -29,6 +29,7 @@ SOURCES = [
     "csrc/ops.cpp",
     "csrc/module.cpp",
     "csrc/cpu/capability.cpp",
+    "csrc/cpu/lif_recurrent.cpp",
     "csrc/cpu/lif_sequence.cpp",
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/kernels_avx2.cpp",
@@ -36,7 +37,7 @@ SOURCES = [
 ]
 # The loops are compiled for several instruction sets, of which the best is chosen at run time.
 INSTRUCTION_SETS = {
-    "kernels_avx2.cpp": "-mavx2",
+    "kernels_avx2.cpp": "-mavx2 -mfma",
     "kernels_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 "
     "-mprefer-vector-width=512",
 }

@@ -57,6 +57,7 @@ inline const char* name_of(ScalarType t) {
     case ScalarType::Float: return "float32";
     case ScalarType::Half: return "float16";
     case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Long: return "int64";
     default: return "another one";
   }
 }
@@ -94,6 +95,16 @@ inline void check_tensor(
         name_of(t.scalar_type()));
   if (!(t.get_device_index() == x.get_device_index() && t.is_cpu() == x.is_cpu()))
     fail(op, ": ", name, " must be on the device of x");
+}
+
+inline void check_weights(
+    const char* op,
+    const char* name,
+    const Tensor& weights,
+    Sizes sizes,
+    const Tensor& input) {
+  if (!is_floating(weights.scalar_type())) fail(op, ": ", name, " must be floating-point");
+  check_tensor(op, name, weights, sizes, weights.scalar_type(), input);
 }
 
 inline Neuron check_neuron(const char* op, int64_t neuron) {

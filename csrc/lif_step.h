@@ -45,9 +45,8 @@ struct Step {
   V v_decayed;  // potential before the reset
 };
 
-// Advances `s` by one step:
+// Advances `s` by one step, given the current after the input:
 //
-//   i_jump    = i + x
 //   v_decayed = v + dt/tau_mem * ((v_leak - v) + i_jump)
 //   i         = i_jump - dt/tau_syn * i_jump
 //   z         = H(v_decayed - v_th)                            H(s) = 1 if s > 0 else 0
@@ -56,8 +55,7 @@ struct Step {
 //
 // The spike is `v_decayed > v_th`: the same as H of the difference for all IEEE numbers.
 template <Neuron kNeuron, Reset kReset, typename V>
-FUSED_LIF_HD Step<V> step_forward(V x, State<V>& s, const Constants<V>& c) {
-  const V i_jump = has_synapse(kNeuron) ? s.i + x : x;
+FUSED_LIF_HD Step<V> step_from_jump(V i_jump, State<V>& s, const Constants<V>& c) {
   const V drive = (c.v_leak - s.v) + i_jump;
   const V v_decayed = s.v + c.dt_tau_mem_inv * drive;
   if constexpr (has_synapse(kNeuron)) s.i = i_jump - c.dt_tau_syn_inv * i_jump;
@@ -68,6 +66,22 @@ FUSED_LIF_HD Step<V> step_forward(V x, State<V>& s, const Constants<V>& c) {
     s.v = v_decayed;
   }
   return {i_jump, drive, v_decayed};
+}
+
+// The same, given the input:
+//
+//   i_jump = i + x              without a synapse: x
+template <Neuron kNeuron, Reset kReset, typename V>
+FUSED_LIF_HD Step<V> step_forward(V x, State<V>& s, const Constants<V>& c) {
+  return step_from_jump<kNeuron, kReset>(has_synapse(kNeuron) ? s.i + x : x, s, c);
+}
+
+// The same for a recurrent layer, given x = W_in input and r = W_rec z of the step before:
+//
+//   i_jump = (i + x) + r
+template <Reset kReset, typename V>
+FUSED_LIF_HD Step<V> recurrent_step_forward(V x, V r, State<V>& s, const Constants<V>& c) {
+  return step_from_jump<Neuron::kLIF, kReset>((s.i + x) + r, s, c);
 }
 
 // Sums over time of the gradients of the constants. The first two lack a factor dt, the gradients
@@ -83,7 +97,8 @@ struct ConstantGrads {
 
 // Reverse of `step_forward`. On entry `grad` holds dL/d(v, i) after the step, on return before it.
 // `grad_out` is dL/dz (dL/dv_decayed for LI), `surrogate` the derivative of H at v_decayed - v_th.
-// Returns dL/dx:
+// Returns dL/dx. In a recurrent layer this is dL/dr too, and grad_out includes W_rec^T dL/dr of the
+// step after.
 //
 //   grad_spike = grad_out + (v_spiked - v_decayed) * grad_v    second term if not detached
 //   d          = (z and hard ? 0 : grad_v) + surrogate * grad_spike    gradient of v_decayed

@@ -25,6 +25,19 @@ std::string surrogate_names() {
 // 0. neuron: 0 LIF, 1 LI (no threshold, no v_th, v_reset, alpha), 2 current encoder (no i,
 // tau_syn_inv). needs: bit k asks for the k-th gradient of the backward's result; what is not
 // needed comes back empty.
+//
+// lif_recurrent_*: input: [T, *batch, I] or [*batch, I]; z, v and i: [*batch, H], which is *step;
+// input_weights: [H, I]; recurrent_weights: [H, H]. exact: sum over weights with the matrix
+// products of eager torch. i_jump: [T, *step], the current after the input, empty unless
+// needs_grad. input_spikes and hidden_spikes: input and out packed into bits (csrc/cpu/kernels.h,
+// packed_size), empty unless needs_grad and not exact. states are [2, T, *step] if state_interval
+// is 1, otherwise [1, rows, *step], the potentials only. The backward gives the gradient of x =
+// W_in input, from which those of the input and of the weights follow by a matrix product each;
+// then that of z, and what lif_backward gives.
+//
+// input_grad: grad: [*rows, H], weights: [H, I]. Returns grad weights, [*rows, I].
+// weight_grad: grad: [*rows, H], input: [*rows, I]. Returns grad^T input, [H, I]; quick where input
+// are few spikes; `spikes` is the input packed into bits, if that is known.
 STABLE_TORCH_LIBRARY(fused_lif, m) {
   m.def(
       "lif_forward(Tensor x, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
@@ -38,6 +51,22 @@ STABLE_TORCH_LIBRARY(fused_lif, m) {
       "int state_interval, int method, bool detach_reset, int needs) -> (Tensor grad_x, "
       "Tensor grad_v, Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, "
       "Tensor grad_v_leak, Tensor grad_v_th, Tensor grad_v_reset)");
+  m.def(
+      "lif_recurrent_forward(Tensor input, Tensor z, Tensor v, Tensor i, Tensor input_weights, "
+      "Tensor recurrent_weights, Tensor tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, "
+      "Tensor v_th, Tensor v_reset, float dt, bool soft_reset, bool exact, int state_interval, "
+      "bool needs_grad) -> (Tensor out, Tensor v, Tensor i, Tensor i_jump, Tensor states, "
+      "Tensor input_spikes, Tensor hidden_spikes)");
+  m.def(
+      "lif_recurrent_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, "
+      "Tensor? grad_states, Tensor i_jump, Tensor states, Tensor v, Tensor recurrent_weights, "
+      "Tensor tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, Tensor v_th, Tensor v_reset, "
+      "Tensor alpha, float dt, bool soft_reset, int state_interval, int method, "
+      "bool detach_reset, int needs) -> (Tensor grad_x, Tensor grad_z, Tensor grad_v, "
+      "Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, Tensor grad_v_leak, "
+      "Tensor grad_v_th, Tensor grad_v_reset)");
+  m.def("input_grad(Tensor grad, Tensor weights) -> Tensor");
+  m.def("weight_grad(Tensor grad, Tensor input, Tensor? spikes) -> Tensor");
   m.def("surrogate_grad(Tensor s, int method, float alpha) -> Tensor");
   m.def("surrogate_names() -> str");
 }

@@ -25,6 +25,8 @@ from fused_lif.functional.lif import (
     lif_current_encoder,
     lif_feed_forward_integral,
     lif_feed_forward_step,
+    lif_step,
+    lif_step_integral,
 )
 from fused_lif.functional.lift import lift
 from fused_lif.module import (
@@ -33,6 +35,8 @@ from fused_lif.module import (
     ConstantCurrentLIFEncoder,
     LICell,
     LIFCell,
+    LIFRecurrent,
+    LIFRecurrentCell,
     Lift,
     LILinearCell,
     PoissonEncoder,
@@ -54,6 +58,8 @@ __all__ = [
     "LIFCell",
     "LIFFeedForwardState",
     "LIFParameters",
+    "LIFRecurrent",
+    "LIFRecurrentCell",
     "LIFState",
     "LILinearCell",
     "LIParameters",
@@ -80,6 +86,8 @@ __all__ = [
     "lif_current_encoder",
     "lif_feed_forward_integral",
     "lif_feed_forward_step",
+    "lif_step",
+    "lif_step_integral",
     "lift",
     "module",
     "poisson_encode",

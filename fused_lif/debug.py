@@ -82,6 +82,10 @@ def raise_if_not_finite(problem: LIFProblem, backend: Backend) -> None:
     _check("state.v", problem.v, False)
     if problem.i is not None:
         _check("state.i", problem.i, False)
+    if problem.recurrence is not None:
+        _check("state.z", problem.recurrence.z, False)
+        _check("input_weights", problem.recurrence.input_weights, False)
+        _check("recurrent_weights", problem.recurrence.recurrent_weights, False)
     with torch.no_grad():
         states = backend.run(problem._replace(record_states=True)).states
     assert states is not None

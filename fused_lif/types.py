@@ -99,14 +99,34 @@ class Neuron(IntEnum):
     CURRENT_ENCODER = 2  # no synapse; the input is the current
 
 
+class Recurrence(NamedTuple):
+    """What a layer with recurrent connections has besides its neurons.
+
+    Attributes:
+        z: Spikes before the first step, shape ``[*batch, H]``, in the dtype of ``v``.
+        input_weights: Shape ``[H, I]``.
+        recurrent_weights: Shape ``[H, H]``.
+        autapses: Give the diagonal of ``recurrent_weights`` its gradient, instead of zero.
+        exact: Compute the matrix products as eager torch does, step by step.
+    """
+
+    z: Tensor
+    input_weights: Tensor
+    recurrent_weights: Tensor
+    autapses: bool
+    exact: bool
+
+
 class LIFProblem(NamedTuple):
     """Checked arguments of one call, as backends receive them.
 
     ``step`` is the shape of one time step, such as ``(B, N)``. All tensors are on one device;
-    ``v`` and ``i`` are float64 if ``x`` is, else float32; constants are floating-point.
+    ``v`` and ``i`` are float64 if ``x`` is, else float32; constants and weights are floating-point.
 
     Attributes:
-        x: Input current, shape ``[T, *step]``, or ``[*step]`` for a single step.
+        x: Input current, shape ``[T, *step]``, or ``[*step]`` for a single step. With a
+            ``recurrence`` the input that its weights turn into a current: ``[T, *batch, I]``, where
+            ``step`` is ``(*batch, H)``.
         v: Initial membrane potential, shape ``step``.
         i: Initial synaptic current, shape ``step``; ``None`` for the current encoder.
         tau_syn_inv: Broadcasts to ``step``, as the following; ``None`` for the current encoder.
@@ -121,6 +141,7 @@ class LIFProblem(NamedTuple):
         soft_reset: Subtract the threshold instead of resetting to ``v_reset``.
         detach_reset: Stop the gradient at the reset.
         record_states: Also return the states after all steps.
+        recurrence: Weights and initial spikes of a recurrent layer; ``None`` without.
     """
 
     x: Tensor
@@ -138,13 +159,14 @@ class LIFProblem(NamedTuple):
     soft_reset: bool
     detach_reset: bool
     record_states: bool
+    recurrence: Recurrence | None
 
 
 class LIFResult(NamedTuple):
     """What a backend returns.
 
     Attributes:
-        out: Spikes, or potentials of an LI; shape and dtype of ``x``.
+        out: Spikes, or potentials of an LI; shape ``[T, *step]`` or ``[*step]``, dtype of ``x``.
         v: Membrane potential after the last step.
         i: Synaptic current after the last step; ``None`` for the current encoder.
         states: Potential and current after every step, shape ``[2, T, *step]`` (``[1, T, *step]``

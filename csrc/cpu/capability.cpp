@@ -11,7 +11,7 @@ std::vector<const Kernels*> supported_kernels() {
   std::vector<const Kernels*> kernels = {&kBaselineKernels};
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks whether the operating system saves the registers.
-  if (__builtin_cpu_supports("avx2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     kernels.push_back(&kAvx2Kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

@@ -1,6 +1,7 @@
-// What the operators (lif_sequence.cpp) hand to the loops (kernels.inc). The loops are compiled
-// once per instruction set and include no header of torch or of the C++ library but this one's: an
-// inline function compiled for AVX-512 must not end up in code that runs on an older machine.
+// What the operators (lif_*.cpp) hand to the loops (sequence.inc, recurrent.inc). The loops are
+// compiled once per instruction set and include no header of torch or of the C++ library but this
+// one's: an inline function compiled for AVX-512 must not end up in code that runs on an older
+// machine.
 #pragma once
 
 #include <cstdint>
@@ -83,8 +84,73 @@ struct Backward {
   bool detach_reset, flush_denormals, stream_grad_x;
 };
 
-// The loops of one instruction set. [begin, end) are columns; a call needs kScratchBytes of scratch
-// memory, aligned to 64 bytes.
+// A row of n numbers that are all zero or one is packed into packed_size(n) words: the number of
+// ones, and behind it bit j % 64 of word j / 64 for column j. kNotSpikes stands for the number in a
+// row that has others.
+inline constexpr int64_t kWord = 64;
+inline constexpr uint64_t kNotSpikes = ~uint64_t{0};
+static constexpr int64_t packed_size(int64_t n) { return 1 + (n + kWord - 1) / kWord; }
+
+// A recurrent layer: H neurons in each of B batch rows. Columns are m = b * H + h. Weights lie in
+// rows of `ld` numbers, padded with zeros. The loops ask `allocate` once per call for memory that
+// is aligned to 64 bytes and theirs until the call ends.
+struct RecurrentForward {
+  int64_t t0, t1, B, I, H, ld;
+  Sequence input;                           // [T, B * I], each row of I numbers contiguous
+  const void* input_weights;                // [I, ld], transposed
+  const void* recurrent_weights;            // [H, ld], transposed
+  const void *input_sums, *recurrent_sums;  // [B, H]: if given, instead of sums over weights
+  const void *z0, *v0, *i0;                 // [B, H]
+  Constant constants[kNumConstants];
+  void *out, *v, *i;
+  void* i_jump;                            // [T, B, H]; this and the next may be null: not needed
+  uint64_t *input_spikes, *hidden_spikes;  // of [T, B] rows, packed
+  void* states;  // [2, T, B, H] if interval is 1, else [1, rows, B, H]: the potential only
+  int64_t T, rows, interval;
+  bool flush_denormals;
+  void* (*allocate)(int64_t bytes);
+};
+
+struct RecurrentBackward {
+  int64_t T, B, H, ld;
+  Sequence grad_out;
+  const void *i_jump, *v0, *states;
+  int64_t rows, interval, segment;
+  const void* recurrent_weights;  // [H, ld], not transposed
+  Constant constants[kNumConstants];
+  const void *grad_v, *grad_i, *grad_states;  // may be null: zero
+  void* grad_x;                               // [T, B, H], in the type of the computation
+  void* grad_z0;                              // may be null: not needed
+  void *grad_v0, *grad_i0;
+  GradSum sums[kNumGrads];
+  int64_t unit_rows;  // batch rows whose gradients of constants are summed together
+  Surrogate surrogate;
+  bool detach_reset, flush_denormals;
+  void* (*allocate)(int64_t bytes);
+};
+
+// The gradient of an input: grad times weights.
+struct InputGrad {
+  int64_t H, I, ld;
+  const void* grad;     // [rows, H]
+  const void* weights;  // [H, ld]
+  void* to;             // [rows, I]
+  bool stream;          // around the caches
+  void* (*allocate)(int64_t bytes);
+};
+
+// The gradient of weights [H, I], transposed: to[k] = sum over rows of grad[r] where column k of
+// row r is a spike.
+struct WeightGrad {
+  int64_t rows, I, H, ld;
+  const void* grad;        // [rows, H]
+  const uint64_t* spikes;  // [rows, packed_size(I)]
+  void* to;                // [I, ld]
+  void* (*allocate)(int64_t bytes);
+};
+
+// The loops of one instruction set. [begin, end) are columns, or batch rows if recurrent; a call
+// needs kScratchBytes of scratch memory, aligned to 64 bytes.
 struct Kernels {
   const char* name;
   void (*forward)(
@@ -104,6 +170,40 @@ struct Kernels {
       int64_t begin,
       int64_t end,
       void* scratch);
+  void (*recurrent_forward)(
+      const RecurrentForward& args,
+      Reset reset,
+      DType dtype,
+      int64_t begin,
+      int64_t end);
+  void (*recurrent_backward)(
+      const RecurrentBackward& args,
+      Reset reset,
+      bool constant_grads,
+      DType dtype,
+      int64_t begin,
+      int64_t end);
+  // Packs the rows [begin, end) of x, [T, B * n].
+  void (*pack_spikes)(
+      const Sequence& x,
+      DType dtype,
+      int64_t B,
+      int64_t n,
+      int64_t begin,
+      int64_t end,
+      uint64_t* spikes);
+  void (*input_grad)(const InputGrad& args, bool is_double, int64_t begin, int64_t end);
+  void (*weight_grad)(const WeightGrad& args, bool is_double, int64_t begin, int64_t end);
+  // to[c * ld + r] = from[r * stride + c] for c in [begin, end).
+  void (*transpose)(
+      bool is_double,
+      const void* from,
+      int64_t stride,
+      int64_t rows,
+      int64_t begin,
+      int64_t end,
+      void* to,
+      int64_t ld);
   void (*surrogate_grad)(
       Surrogate surrogate,
       bool is_double,

@@ -4,9 +4,20 @@
 namespace fused_lif::cpu {
 static constexpr int kVectorBytes = 32;
 }
-#include "kernels.inc"
+#include "recurrent.inc"
+#include "sequence.inc"
 
 namespace fused_lif::cpu {
-const Kernels kAvx2Kernels = {"avx2", avx2::forward, avx2::backward, avx2::surrogate_grad_all};
+const Kernels kAvx2Kernels = {
+    "avx2",
+    avx2::forward,
+    avx2::backward,
+    avx2::recurrent_forward,
+    avx2::recurrent_backward,
+    avx2::pack_spikes,
+    avx2::input_grad,
+    avx2::weight_grad,
+    avx2::transpose,
+    avx2::surrogate_grad_all};
 }
 #endif

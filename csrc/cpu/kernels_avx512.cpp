@@ -4,10 +4,20 @@
 namespace fused_lif::cpu {
 static constexpr int kVectorBytes = 64;
 }
-#include "kernels.inc"
+#include "recurrent.inc"
+#include "sequence.inc"
 
 namespace fused_lif::cpu {
 const Kernels kAvx512Kernels = {
-    "avx512", avx512::forward, avx512::backward, avx512::surrogate_grad_all};
+    "avx512",
+    avx512::forward,
+    avx512::backward,
+    avx512::recurrent_forward,
+    avx512::recurrent_backward,
+    avx512::pack_spikes,
+    avx512::input_grad,
+    avx512::weight_grad,
+    avx512::transpose,
+    avx512::surrogate_grad_all};
 }
 #endif

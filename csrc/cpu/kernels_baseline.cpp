@@ -4,9 +4,19 @@
 namespace fused_lif::cpu {
 static constexpr int kVectorBytes = 16;
 }
-#include "kernels.inc"
+#include "recurrent.inc"
+#include "sequence.inc"
 
 namespace fused_lif::cpu {
 const Kernels kBaselineKernels = {
-    "baseline", baseline::forward, baseline::backward, baseline::surrogate_grad_all};
+    "baseline",
+    baseline::forward,
+    baseline::backward,
+    baseline::recurrent_forward,
+    baseline::recurrent_backward,
+    baseline::pack_spikes,
+    baseline::input_grad,
+    baseline::weight_grad,
+    baseline::transpose,
+    baseline::surrogate_grad_all};
 }

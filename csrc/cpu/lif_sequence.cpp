@@ -1,26 +1,11 @@
 // Operators on the CPU: check and describe the arguments, allocate, and run the loops of
-// kernels.inc over the columns (neurons of all batch rows) with torch's own threads.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+// sequence.inc over the columns (neurons of all batch rows) with torch's own threads.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <memory>
 #include <tuple>
-#include <vector>
 
-#include "../checks.h"
 #include "capability.h"
-#include "constants.h"
-#include "kernels.h"
+#include "tensors.h"
 
 namespace fused_lif::cpu {
 namespace {
@@ -29,109 +14,6 @@ namespace {
 // and constants costs as much as kLoadSteps steps.
 constexpr int64_t kGrain = 65536;
 constexpr int64_t kLoadSteps = 4;
-
-// A gradient of this size is written around the caches, which would not hold it until it is read.
-constexpr size_t kStreamBytes = size_t{4} << 20;
-
-size_t size_of(const Tensor& t) { return t.numel() * t.element_size(); }
-
-// Large tensors often lie in fresh pages (glibc: always from 32 MiB on). Faulting them in one small
-// page at a time costs more than the kernel itself; huge pages cost a fraction of that.
-void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 << 20;
-  if (bytes < (size_t{4} << 20)) return;
-  const uintptr_t begin =
-      (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
-#endif
-}
-
-Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
-    strides[d] = stride;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor tensor(handle);
-  advise_huge_pages(tensor.data_ptr(), size_of(tensor));
-#if defined(FUSED_LIF_POISON)
-  if (tensor.numel() > 0) std::memset(tensor.data_ptr(), 0xff, size_of(tensor));  // NaN
-#endif
-  return tensor;
-}
-
-std::vector<int64_t> to_vector(Sizes sizes) { return {sizes.begin(), sizes.end()}; }
-
-// x is [T, *step], or [*step] for a single step. M is the number of columns: neurons of all batch
-// rows.
-struct Shape {
-  std::vector<int64_t> step;
-  int64_t T, M;
-
-  Shape(const Tensor& x, const Tensor& v)
-      : step(to_vector(v.sizes())),
-        T(x.dim() == v.dim() ? 1 : x.size(0)),
-        M(product(step, 0, step.size())) {}
-
-  // Sizes of the kept states: potential and current, or the potential only, of `rows` steps.
-  std::vector<int64_t> states(bool synapse, int64_t rows) const {
-    std::vector<int64_t> sizes = {synapse ? 2 : 1, rows};
-    sizes.insert(sizes.end(), step.begin(), step.end());
-    return sizes;
-  }
-};
-
-DType to_dtype(ScalarType t) {
-  switch (t) {
-    case ScalarType::Double: return DType::kDouble;
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    default: return DType::kFloat;
-  }
-}
-
-// A thread's scratch memory; kept, because a single step is called thousands of times.
-void* scratch() {
-  constexpr size_t kAlignment = 64;
-  thread_local const std::unique_ptr<std::byte[]> bytes(new std::byte[kScratchBytes + kAlignment]);
-  const auto address = reinterpret_cast<uintptr_t>(bytes.get());
-  return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
-}
-
-// Describes a sequence for the loops: as it lies if it is contiguous, repeats one step, or its last
-// dimensions are contiguous rows of some length (batch-first views); through a copy otherwise,
-// which `keep_alive` then holds.
-Sequence describe_sequence(const Tensor& x, const Shape& shape, Tensor& keep_alive) {
-  constexpr int64_t kShortestRow = 64;
-  const auto sizes = x.sizes(), strides = x.strides();
-  const int64_t M = shape.M, T = shape.T, stride_t = T == 1 ? 0 : strides[0];
-  const size_t first = sizes.size() - shape.step.size();  // dimension of `step`
-  // Dimensions from `d` on are one contiguous row.
-  size_t d = sizes.size();
-  int64_t row = 1;
-  while (d > first && (sizes[d - 1] == 1 || strides[d - 1] == row)) row *= sizes[--d];
-  if (row == M) return {x.data_ptr(), std::max<int64_t>(M, 1), 0, stride_t};
-  // The dimensions before it must be evenly spaced.
-  const auto evenly_spaced = [&] {
-    for (size_t k = d - 1; k > first; --k)
-      if (strides[k - 1] != strides[k] * sizes[k]) return false;
-    return true;
-  };
-  if (row >= kShortestRow && evenly_spaced()) return {x.data_ptr(), row, strides[d - 1], stride_t};
-  if (stride_t == 0 && T > 1) {  // repeat a copy of the step, not a copy of all steps
-    Tensor view = x;
-    keep_alive = torch::stable::contiguous(torch::stable::narrow(view, 0, 0, 1));
-    return {keep_alive.data_ptr(), M, 0, 0};
-  }
-  keep_alive = torch::stable::contiguous(x);
-  return {keep_alive.data_ptr(), M, 0, M};
-}
 
 // Columns per unit: sums of gradients are cut at units, and threads take whole units. Depends on
 // the shape alone, so that results do not depend on the number of threads.
@@ -152,14 +34,6 @@ void parallel_over_columns(int64_t T, int64_t M, const F& f) {
   });
 }
 
-int64_t rows_of(int64_t T, int64_t interval) {
-  return interval == 0 ? 0 : interval == 1 ? T : (T - 1) / interval;
-}
-
-template <typename S>
-constexpr ScalarType kScalarType =
-    std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
-
 // ---- forward ----
 
 template <typename S>
@@ -173,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
     Reset reset,
     int64_t interval) {
   const char* op = "lif_forward";
-  const Shape shape(x, v);
+  const Shape shape(x, v.dim());
   const int64_t T = shape.T, M = shape.M;
   const bool synapse = has_synapse(neuron);
   const Tensor v0 = dense(v);
@@ -204,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(x.scalar_type());
   parallel_over_columns(T, M, [&](int64_t begin, int64_t end) {
-    kernels.forward(args, neuron, reset, dtype, begin, end, scratch());
+    kernels.forward(args, neuron, reset, dtype, begin, end, scratch(kScratchBytes));
   });
   return {out, v_end, i_end, states};
 }
@@ -281,7 +155,7 @@ Grads backward_as(
     bool detach_reset,
     int64_t needs) {
   const char* op = "lif_backward";
-  const Shape shape(x, v);
+  const Shape shape(x, v.dim());
   const int64_t T = shape.T, M = shape.M;
   const bool synapse = has_synapse(neuron);
   constexpr ScalarType kType = kScalarType<S>;
@@ -342,7 +216,8 @@ Grads backward_as(
   const DType dtype = to_dtype(x.scalar_type());
   const bool constant_grads = needs >> kNeedsConstants != 0;
   parallel_over_columns(T, M, [&](int64_t begin, int64_t end) {
-    kernels.backward(args, neuron, reset, constant_grads, dtype, begin, end, scratch());
+    kernels.backward(
+        args, neuron, reset, constant_grads, dtype, begin, end, scratch(kScratchBytes));
   });
 
   Tensor grads[kNumGrads];
@@ -386,7 +261,7 @@ Grads lif_backward_cpu(
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     alpha};
   check_arguments(op, x, v, i, constants, n, true, state_interval);
-  const Shape shape(x, v);
+  const Shape shape(x, v.dim());
   const ScalarType state_type = compute_type(x.scalar_type());
   const auto kept = shape.states(has_synapse(n), rows_of(shape.T, state_interval));
   const Sizes kept_sizes(kept.data(), kept.size());

@@ -5,9 +5,12 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cstdint>
+#include <utility>
 
 #include "../surrogate.h"
 
@@ -75,6 +78,90 @@ FUSED_LIF_INLINE Vector<S> first_lanes(Vector<S> x, int64_t n) {
 
 FUSED_LIF_INLINE Vector<float> as_float(UInt32s x) { return (Vector<float>)x; }
 FUSED_LIF_INLINE UInt32s as_bits(Vector<float> x) { return (UInt32s)x; }
+
+// a * b + c, rounded once where the instruction set can: for gradients, and for sums whose products
+// are exact.
+template <typename S>
+FUSED_LIF_INLINE Vector<S> multiply_add(Vector<S> a, Vector<S> b, Vector<S> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    return (Vector<S>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else
+    return (Vector<S>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  if constexpr (sizeof(S) == 4)
+    return (Vector<S>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else
+    return (Vector<S>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(S) == 4)
+    return (Vector<S>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  else
+    return (Vector<S>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// One bit per lane: whether a > b, and whether a != b; the first lane is the lowest bit.
+#if defined(__AVX512F__)
+FUSED_LIF_INLINE uint32_t greater(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+}
+FUSED_LIF_INLINE uint32_t greater(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
+}
+FUSED_LIF_INLINE uint32_t unequal(Vector<float> a, Vector<float> b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ);
+}
+FUSED_LIF_INLINE uint32_t unequal(Vector<double> a, Vector<double> b) {
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_NEQ_UQ);
+}
+#else
+template <typename Mask>
+FUSED_LIF_INLINE uint32_t bits_of(Mask mask) {
+  [[maybe_unused]] constexpr bool kIsFloat = sizeof(mask[0]) == 4;
+#if defined(__AVX2__)
+  if constexpr (kIsFloat) return _mm256_movemask_ps((__m256)mask);
+  if constexpr (!kIsFloat) return _mm256_movemask_pd((__m256d)mask);
+#elif defined(__x86_64__)
+  if constexpr (kIsFloat) return _mm_movemask_ps((__m128)mask);
+  if constexpr (!kIsFloat) return _mm_movemask_pd((__m128d)mask);
+#else
+  uint32_t bits = 0;
+  for (int k = 0; k < int(kVectorBytes / sizeof(mask[0])); ++k) bits |= (mask[k] != 0) << k;
+  return bits;
+#endif
+}
+template <typename V>
+FUSED_LIF_INLINE uint32_t greater(V a, V b) {
+  return bits_of(a > b);
+}
+template <typename V>
+FUSED_LIF_INLINE uint32_t unequal(V a, V b) {
+  return bits_of(a != b);
+}
+#endif
+
+// Appends first + the places of the ones of `word` to `list` in ascending order and returns the
+// new end. May write up to 16 numbers behind it.
+FUSED_LIF_INLINE int32_t* append_ones(uint64_t word, int32_t first, int32_t* list) {
+#if defined(__AVX512F__)
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+  for (int k = 0; k < 64; k += 16) {
+    const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(first + k));
+    const uint64_t before = k == 0 ? 0 : word << (64 - k);
+    _mm512_storeu_si512(
+        list + __builtin_popcountll(before),
+        _mm512_maskz_compress_epi32(static_cast<__mmask16>(word >> k), places));
+  }
+  list += __builtin_popcountll(word);
+#else
+  for (; word != 0; word &= word - 1) *list++ = first + __builtin_ctzll(word);
+#endif
+  return list;
+}
 
 // Conversions between the type in memory and the type of the computation. Those from and to half
 // are free of denormal floats, which may be flushed: see F. Giesen, "half to float done quickly".
@@ -167,6 +254,11 @@ FUSED_LIF_INLINE void finish_streaming() {
 // The same for the last n < kLanes columns; the lanes behind them are zero.
 template <typename S, typename IO>
 FUSED_LIF_INLINE Vector<S> load_some(const IO* p, int64_t n) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (1u << n) - 1;
+  if constexpr (sizeof(IO) == 4) return (Vector<S>)_mm512_maskz_loadu_ps(lanes, p);
+  if constexpr (sizeof(IO) == 8) return (Vector<S>)_mm512_maskz_loadu_pd(lanes, p);
+#endif
   typename Convert<S, IO>::Raw raw = {};
   __builtin_memcpy(&raw, p, n * sizeof(IO));
   return Convert<S, IO>::widen(raw);
@@ -174,8 +266,47 @@ FUSED_LIF_INLINE Vector<S> load_some(const IO* p, int64_t n) {
 
 template <typename S, typename IO>
 FUSED_LIF_INLINE void store_some(IO* p, Vector<S> x, int64_t n) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (1u << n) - 1;
+  if constexpr (sizeof(IO) == 4) return _mm512_mask_storeu_ps(p, lanes, (__m512)x);
+  if constexpr (sizeof(IO) == 8) return _mm512_mask_storeu_pd(p, lanes, (__m512d)x);
+#endif
   const auto raw = Convert<S, IO>::narrow(x);
   __builtin_memcpy(p, &raw, n * sizeof(IO));
+}
+
+// a[0], b[0], a[1], b[1], ...: from the first halves of a and b, or from the second ones.
+template <typename S, bool kSecond, int... kIndex>
+FUSED_LIF_INLINE Vector<S>
+interleave(Vector<S> a, Vector<S> b, std::integer_sequence<int, kIndex...>) {
+  constexpr int L = kLanes<S>, kFirst = kSecond ? L / 2 : 0;
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + kIndex % 2 * L)...);
+#else
+  return Vector<S>{(kIndex % 2 ? b : a)[kFirst + kIndex / 2]...};
+#endif
+}
+
+// Transposes a block of kLanes rows of kLanes numbers.
+template <typename S>
+FUSED_LIF_INLINE void transpose_block(const S* from, int64_t stride, S* to, int64_t ld) {
+  constexpr int L = kLanes<S>;
+  using Index = std::make_integer_sequence<int, L>;
+  Vector<S> rows[L], mixed[L];
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k) rows[k] = load(from + k * stride);
+#pragma GCC unroll 4
+  for (int stage = 1; stage < L; stage *= 2) {
+#pragma GCC unroll 16
+    for (int k = 0; k < L / 2; ++k) {
+      mixed[2 * k] = interleave<S, false>(rows[k], rows[k + L / 2], Index{});
+      mixed[2 * k + 1] = interleave<S, true>(rows[k], rows[k + L / 2], Index{});
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) rows[k] = mixed[k];
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k) store(to + k * ld, rows[k]);
 }
 
 // exp(x) to about one unit in the last place (float), two (double): 2^k * exp(r), |r| <= ln(2) / 2,

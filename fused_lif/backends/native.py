@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch.autograd import forward_ad
 
 from fused_lif.backends._base import Backend
 from fused_lif.surrogate import SURROGATES
-from fused_lif.types import LIFProblem, LIFResult, Neuron
+from fused_lif.types import LIFProblem, LIFResult, Neuron, Recurrence
 
 try:
     from fused_lif import _C  # noqa: F401  (loading it registers torch.ops.fused_lif.*)
@@ -66,6 +67,65 @@ def _lif_backward_fake(
     )
 
 
+def _lif_recurrent_forward_fake(
+    input_tensor: Tensor,
+    z: Tensor,
+    v: Tensor,
+    i: Tensor,
+    *weights_constants_and_options: Any,
+) -> tuple[Tensor, ...]:
+    exact, state_interval, needs_grad = weights_constants_and_options[-3:]
+    rows = _state_rows(input_tensor, v, state_interval)
+    sequence = (*input_tensor.shape[:-1], v.shape[-1])
+    return (
+        input_tensor.new_empty(sequence),
+        v.new_empty(v.shape),
+        v.new_empty(v.shape),
+        v.new_empty(sequence if needs_grad else (0,)),
+        v.new_empty((2 if state_interval == 1 else 1, rows, *v.shape)),
+        *(
+            torch.empty(
+                (*shape[:-1], 1 + (shape[-1] + 63) // 64) if needs_grad and not exact else (0,),
+                dtype=torch.int64,
+                device=v.device,
+            )
+            for shape in (input_tensor.shape, sequence)
+        ),
+    )
+
+
+def _lif_recurrent_backward_fake(
+    grad_out: Tensor | None,
+    grad_v: Tensor | None,
+    grad_i: Tensor | None,
+    grad_states: Tensor | None,
+    i_jump: Tensor,
+    states: Tensor,
+    v: Tensor,
+    recurrent_weights: Tensor,
+    *constants_and_options: Any,
+) -> tuple[Tensor, ...]:
+    constants, needs = constants_and_options[:5], constants_and_options[-1]
+    return (
+        i_jump.new_empty(i_jump.shape),
+        v.new_empty(v.shape if needs & 1 else (0,)),
+        v.new_empty(v.shape),
+        v.new_empty(v.shape),
+        *(
+            c.new_empty(c.shape) if needs >> (3 + k) & 1 else v.new_empty((0,))
+            for k, c in enumerate(constants)
+        ),
+    )
+
+
+def _input_grad_fake(grad: Tensor, weights: Tensor) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], weights.shape[1]))
+
+
+def _weight_grad_fake(grad: Tensor, input_tensor: Tensor, spikes: Tensor | None) -> Tensor:
+    return grad.new_empty((grad.shape[-1], input_tensor.shape[-1]))
+
+
 def _surrogate_grad_fake(s: Tensor, method: int, alpha: float) -> Tensor:
     return s.new_empty(s.shape)
 
@@ -73,9 +133,17 @@ def _surrogate_grad_fake(s: Tensor, method: int, alpha: float) -> Tensor:
 if IMPORT_ERROR is None:
     torch.library.register_fake("fused_lif::lif_forward", _lif_forward_fake)
     torch.library.register_fake("fused_lif::lif_backward", _lif_backward_fake)
+    torch.library.register_fake("fused_lif::lif_recurrent_forward", _lif_recurrent_forward_fake)
+    torch.library.register_fake("fused_lif::lif_recurrent_backward", _lif_recurrent_backward_fake)
+    torch.library.register_fake("fused_lif::input_grad", _input_grad_fake)
+    torch.library.register_fake("fused_lif::weight_grad", _weight_grad_fake)
     torch.library.register_fake("fused_lif::surrogate_grad", _surrogate_grad_fake)
     _lif_forward = torch.ops.fused_lif.lif_forward.default
     _lif_backward = torch.ops.fused_lif.lif_backward.default
+    _lif_recurrent_forward = torch.ops.fused_lif.lif_recurrent_forward.default
+    _lif_recurrent_backward = torch.ops.fused_lif.lif_recurrent_backward.default
+    _input_grad = torch.ops.fused_lif.input_grad.default
+    _weight_grad = torch.ops.fused_lif.weight_grad.default
 
 
 class _NoSecondDerivative(torch.autograd.Function):
@@ -158,17 +226,149 @@ class _LIFSequence(torch.autograd.Function):
         )
 
 
-def _needs_grad(problem: LIFProblem) -> bool:
+class _LIFRecurrent(torch.autograd.Function):
+    """Gradients of ``lif_recurrent_forward`` for ``x``, the state, the weights, the constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        z: Tensor,
+        v: Tensor,
+        i: Tensor,
+        input_weights: Tensor,
+        recurrent_weights: Tensor,
+        tau_syn_inv: Tensor,
+        tau_mem_inv: Tensor,
+        v_leak: Tensor,
+        v_th: Tensor,
+        v_reset: Tensor,
+        alpha: Tensor,
+        options: _Options,
+        exact: bool,
+        autapses: bool,
+    ) -> tuple[Tensor, ...]:
+        weights = (input_weights, recurrent_weights)
+        constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
+        out, v_end, i_end, i_jump, states, *packed = _lif_recurrent_forward(
+            x,
+            z,
+            v,
+            i,
+            *weights,
+            *constants,
+            options.dt,
+            options.soft_reset,
+            exact,
+            options.state_interval,
+            True,
+        )
+        input_spikes, hidden_spikes = (None, None) if exact else packed
+        ctx.save_for_backward(
+            *(x, input_spikes, z, out, hidden_spikes),
+            *(i_jump, states, v, *weights, *constants, alpha),
+        )
+        ctx.options = options
+        ctx.autapses = autapses
+        ctx.set_materialize_grads(False)
+        if options.state_interval == 1:
+            return out, v_end, i_end, states
+        return out, v_end, i_end
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad_out: Tensor | None,
+        grad_v: Tensor | None,
+        grad_i: Tensor | None,
+        grad_states: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        grads = (grad_out, grad_v, grad_i, grad_states)
+        if torch.is_grad_enabled():  # create_graph=True
+            with torch.no_grad():
+                results = _recurrent_grads(ctx, *grads)
+            results = _NoSecondDerivative.apply(torch.ones((), requires_grad=True), *results)
+        else:
+            results = _recurrent_grads(ctx, *grads)
+        return (
+            *[g if n else None for g, n in zip(results, ctx.needs_input_grad, strict=False)],
+            *[None] * 4,
+        )
+
+
+def _recurrent_grads(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
+    """Returns the gradients in the order of the forward's inputs; empty where not needed."""
+    x, input_spikes, z, out, hidden_spikes, *rest = ctx.saved_tensors
+    i_jump, states, v, input_weights, recurrent_weights, *constants = rest
+    options: _Options = ctx.options
+    needs_x, needs_z, needs_v, needs_i, needs_in, needs_rec, *needs_constants, _ = (
+        ctx.needs_input_grad[:12]
+    )
+    needs, bit = 0, 1
+    for needed in (needs_z, needs_v, needs_i, *needs_constants):
+        needs, bit = needs | bit * needed, 2 * bit
+    dt, _, *options_backward = options
+    grad_current, *grad_others = _lif_recurrent_backward(
+        *grads, i_jump, states, v, recurrent_weights, *constants, dt, *options_backward, needs
+    )
+    empty = v.new_empty((0,))
+    grad_x = grad_in = grad_rec = empty
+    if needs_x:
+        grad_x = _input_grad(grad_current, input_weights).to(x.dtype)
+    if needs_in:
+        grad_in = _weight_grad(grad_current, x, input_spikes).to(input_weights.dtype)
+    if needs_rec:
+        if out.dim() == z.dim():
+            grad_rec = _weight_grad(grad_current, z, None)
+        else:
+            grad_rec = _weight_grad(grad_current[0], z, None)
+            if len(out) > 1:
+                before = None if hidden_spikes is None else hidden_spikes[:-1]
+                grad_rec += _weight_grad(grad_current[1:], out[:-1], before)
+        if not ctx.autapses:
+            grad_rec.fill_diagonal_(0.0)
+        grad_rec = grad_rec.to(recurrent_weights.dtype)
+    return (grad_x, *grad_others[:3], grad_in, grad_rec, *grad_others[3:])
+
+
+def _needs_grad(tensors: Iterable[Tensor | None]) -> bool:
     if torch.is_grad_enabled():
-        for t in problem[:8]:
+        for t in tensors:
             if t is not None and t.requires_grad:
                 return True
     return False
 
 
+def _run_recurrent(problem: LIFProblem, recurrence: Recurrence) -> LIFResult:
+    x, v, i, *constants = problem[:8]
+    *spikes_and_weights, autapses, exact = recurrence
+    tensors = (x, spikes_and_weights[0], v, i, *spikes_and_weights[1:], *constants)
+    interval = 1 if problem.record_states else 0
+    if _needs_grad(tensors):
+        options = _Options(
+            problem.dt,
+            int(problem.neuron),
+            problem.soft_reset,
+            interval or CHECKPOINT_INTERVAL,
+            SURROGATES[problem.method].id,
+            problem.detach_reset,
+        )
+        out, v_end, i_end, *rest = _LIFRecurrent.apply(
+            *tensors, problem.alpha, options, exact, autapses
+        )
+        states = rest[0] if rest else None
+    else:
+        out, v_end, i_end, _, states, *_ = _lif_recurrent_forward(
+            *tensors, problem.dt, problem.soft_reset, exact, interval, False
+        )
+    return LIFResult(out, v_end, i_end, states if problem.record_states else None)
+
+
 def _run(problem: LIFProblem) -> LIFResult:
-    *tensors, alpha, dt, neuron, method, soft_reset, detach_reset, record_states = problem
-    if _needs_grad(problem):
+    if problem.recurrence is not None:
+        return _run_recurrent(problem, problem.recurrence)
+    *tensors, alpha, dt, neuron, method, soft_reset, detach_reset, record_states, _ = problem
+    if _needs_grad(tensors):
         interval = 1 if record_states else CHECKPOINT_INTERVAL
         surrogate = SURROGATES[method].id
         options = _Options(dt, int(neuron), soft_reset, interval, surrogate, detach_reset)
@@ -196,6 +396,10 @@ def _reasons_against(device_type: str, problem: LIFProblem) -> list[str]:
         reasons.append(f"the input is on {problem.x.device.type}")
     if not torch.compiler.is_compiling() and peek_interpreter_stack() is not None:
         reasons.append("the kernels cannot be transformed by torch.func")
+    if problem.recurrence is not None and problem.recurrence.exact:
+        dtypes = {problem.x.dtype, *(w.dtype for w in problem.recurrence[1:3])}
+        if dtypes != {problem.v.dtype}:
+            reasons.append("exact=True needs input and weights in float32, or all in float64")
     if forward_ad._current_level >= 0:
         reasons.append("the kernels have no forward-mode derivative")
     return reasons

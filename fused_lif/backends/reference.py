@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from fused_lif.backends._base import Backend
 from fused_lif.surrogate import SURROGATES, Surrogate
@@ -59,9 +60,20 @@ def _rate(dt: float, tau_inv: Tensor, dtype: torch.dtype) -> Tensor:
     return (dt * tau_inv).to(dtype)
 
 
+def _without_autapse_gradients(weights: Tensor) -> Tensor:
+    on_diagonal = torch.eye(weights.shape[0], dtype=torch.bool, device=weights.device)
+    return torch.where(on_diagonal, weights.detach(), weights)
+
+
 def _run(problem: LIFProblem) -> LIFResult:
     q, v, i, dtype = problem, problem.v, problem.i, problem.v.dtype
     single_step = q.x.dim() == v.dim()
+    if q.recurrence is not None:
+        z, input_weights, recurrent_weights, autapses, _ = q.recurrence
+        input_weights = input_weights.to(dtype)
+        recurrent_weights = recurrent_weights.to(dtype)
+        if not autapses:
+            recurrent_weights = _without_autapse_gradients(recurrent_weights)
     a = _rate(q.dt, q.tau_mem_inv, dtype)
     b = None if q.tau_syn_inv is None else _rate(q.dt, q.tau_syn_inv, dtype)
     v_leak = q.v_leak.to(dtype)
@@ -70,12 +82,16 @@ def _run(problem: LIFProblem) -> LIFResult:
 
     outputs, states = [], []
     for x_t in (q.x.unsqueeze(0) if single_step else q.x).to(dtype).unbind(0):
-        i_jump = x_t if i is None else i + x_t
+        if q.recurrence is not None:
+            assert i is not None
+            i_jump = (i + linear(x_t, input_weights)) + linear(z, recurrent_weights)
+        else:
+            i_jump = x_t if i is None else i + x_t
         v_decayed = v + a * ((v_leak - v) + i_jump)
         if q.neuron is Neuron.LI:
             out = v = v_decayed
         else:
-            out = _Spike.apply(v_decayed - v_th, alpha, SURROGATES[q.method])
+            out = z = _Spike.apply(v_decayed - v_th, alpha, SURROGATES[q.method])
             v_spiked = v_decayed - v_th if q.soft_reset else v_reset
             v = _Choose.apply(out.detach() if q.detach_reset else out, v_spiked, v_decayed)
         if b is not None:
@@ -88,4 +104,13 @@ def _run(problem: LIFProblem) -> LIFResult:
     return LIFResult(out.to(q.x.dtype), v, i, torch.stack(states, dim=1) if states else None)
 
 
-REFERENCE = Backend("reference", lambda: [], lambda problem: [], _run)
+def _run_without_autocast(problem: LIFProblem) -> LIFResult:
+    device = problem.x.device.type
+    # Without recurrence, no operation is one that autocast would touch.
+    if problem.recurrence is None or not torch.amp.is_autocast_available(device):
+        return _run(problem)
+    with torch.autocast(device, enabled=False):
+        return _run(problem)
+
+
+REFERENCE = Backend("reference", lambda: [], lambda problem: [], _run_without_autocast)

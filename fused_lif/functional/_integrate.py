@@ -13,11 +13,12 @@ from torch import Tensor
 from fused_lif import debug
 from fused_lif.backends import select_backend
 from fused_lif.surrogate import SURROGATES
-from fused_lif.types import LIFProblem, LIFResult, Neuron
+from fused_lif.types import LIFProblem, LIFResult, Neuron, Recurrence
 
 _RESETS = ("hard", "soft")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DTYPE_NAMES = "float32, float64, bfloat16, float16"
+_CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset", "alpha")
 _LI, _ENCODER = Neuron.LI, Neuron.CURRENT_ENCODER  # an attribute of an enum is slow to look up
 
 
@@ -33,6 +34,7 @@ def integrate(
     reset: str = "hard",
     detach_reset: bool = False,
     record_states: bool = False,
+    recurrence: Recurrence | None = None,
     backend: str | None = None,
 ) -> LIFResult:
     """Runs a neuron over ``input_tensor``, ``[T, *step]`` or ``[*step]`` if ``single_step``.
@@ -49,6 +51,8 @@ def integrate(
         reset: ``"hard"`` or ``"soft"``.
         detach_reset: Stop the gradient at the reset.
         record_states: Also return the states after all steps.
+        recurrence: Weights and initial spikes of a recurrent layer, as the user gave them; the
+            input is then ``[T, *batch, I]`` or ``[*batch, I]``.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Raises:
@@ -76,11 +80,15 @@ def integrate(
 
     constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
     step = x.shape if single_step else x.shape[1:]
+    if recurrence is not None:
+        step = _check_weights(x, step, recurrence)
     for c in constants:
         if c is not None and c.dim() and c.shape != step[-c.dim() :]:
-            x, step = _broadcast_input(x, step, constants, single_step)
+            x, step = _broadcast_input(x, step, constants, single_step, recurrence is not None)
             break
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    if recurrence is not None:
+        recurrence = recurrence._replace(z=_as_state("z", recurrence.z, x, step, dtype))
     v = _as_state("v", v, x, step, dtype)
     if neuron is not _ENCODER:
         i_or_none = _as_state("i", i, x, step, dtype)
@@ -95,6 +103,7 @@ def integrate(
         reset == "soft",
         detach_reset,
         record_states,
+        recurrence,
     )
     chosen = select_backend(problem, backend)
     if debug.is_enabled():
@@ -138,6 +147,16 @@ def check_reset(reset: str) -> None:
         raise ValueError(f"reset must be one of {', '.join(_RESETS)}, got {reset!r}")
 
 
+def check_weights_type(name: str, weights: object) -> None:
+    """Raises if ``weights`` is not a dense floating-point tensor."""
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(weights).__name__}")
+    if weights.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense, got the layout {weights.layout}")
+    if weights.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be one of {_DTYPE_NAMES}, got {weights.dtype}")
+
+
 def check_number(name: str, value: object) -> float:
     """Returns a constant given as a number; raises if it is none or makes no sense."""
     if not isinstance(value, numbers.Real):
@@ -167,6 +186,36 @@ def as_constant(name: str, value: object, device: torch.device) -> Tensor:
     return torch.tensor(check_number(name, value), dtype=torch.float64, device=device)
 
 
+def _check_weights(x: Tensor, step: torch.Size, recurrence: Recurrence) -> torch.Size:
+    """Returns the shape of one time step of the neurons; raises if the weights do not fit."""
+    shapes = {}
+    for name in ("input_weights", "recurrent_weights"):
+        weights = getattr(recurrence, name)
+        check_weights_type(name, weights)
+        if weights.device != x.device:
+            raise ValueError(
+                f"{name} must be on the device of input_tensor ({x.device}), got {weights.device}"
+            )
+        shapes[name] = tuple(weights.shape)
+    if not step:
+        raise ValueError(
+            f"input_tensor must have input features as its last dimension, got shape "
+            f"{tuple(x.shape)}"
+        )
+    if len(shapes["input_weights"]) != 2 or shapes["input_weights"][1] != step[-1]:
+        raise ValueError(
+            f"input_weights must have shape (hidden_size, {step[-1]}) to match input_tensor "
+            f"{tuple(x.shape)}, got {shapes['input_weights']}"
+        )
+    hidden_size = shapes["input_weights"][0]
+    if shapes["recurrent_weights"] != (hidden_size, hidden_size):
+        raise ValueError(
+            f"recurrent_weights must have shape {(hidden_size, hidden_size)} to match "
+            f"input_weights {shapes['input_weights']}, got {shapes['recurrent_weights']}"
+        )
+    return torch.Size((*step[:-1], hidden_size))
+
+
 def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype) -> Tensor:
     """Returns a state of shape ``step``; numbers and smaller tensors are broadcast."""
     if not isinstance(value, Tensor):
@@ -191,24 +240,30 @@ def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torc
 
 
 def _broadcast_input(
-    x: Tensor, step: torch.Size, constants: Sequence[Tensor | None], single_step: bool
+    x: Tensor,
+    step: torch.Size,
+    constants: Sequence[Tensor | None],
+    single_step: bool,
+    recurrent: bool,
 ) -> tuple[Tensor, torch.Size]:
     """Expands the input where constants are larger, as in ``[T, B, 1]`` to ``N`` neurons."""
-    names = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset", "alpha")
     full = step
-    for name, constant in zip(names, constants, strict=True):
+    for name, constant in zip(_CONSTANTS, constants, strict=True):
         if constant is None:
             continue
         try:
             full = torch.broadcast_shapes(full, constant.shape)
+            fits = not recurrent or full[-1] == step[-1]
         except RuntimeError:
+            fits = False
+        if not fits:
             raise ValueError(
                 f"{name} must broadcast against one time step of shape {tuple(step)}, "
                 f"got shape {tuple(constant.shape)}"
-            ) from None
+            )
     if full == step:
         return x, step
-    if single_step:
-        return x.expand(full), full
-    x = x.reshape(x.shape[0], *(1,) * (len(full) - len(step)), *step)
-    return x.expand(x.shape[0], *full), full
+    time = () if single_step else x.shape[:1]
+    x = x.reshape(*time, *(1,) * (len(full) - len(step)), *x.shape[len(time) :])
+    # The weights make the last dimension of a recurrent layer's input that of the step.
+    return x.expand(*time, *full[:-1], x.shape[-1] if recurrent else full[-1]), full

@@ -14,9 +14,16 @@ that is the explicit Euler step of :math:`\dot v = \tau_\text{mem}^{-1}(v_\text{
 :math:`\dot i = -\tau_\text{syn}^{-1} i` after the jump of the current by the input. With
 ``reset="soft"`` a spike subtracts the threshold instead: :math:`v_{t+1} = v' - z_t\, v_\text{th}`.
 
+A layer with recurrent connections, :func:`lif_step` and :func:`lif_step_integral`, takes input
+spikes :math:`x_t` and its own spikes of the step before through weights:
+
+.. math::
+    i' = (i_t + W_{in}\, x_t) + W_{rec}\, z_{t-1}
+
 The gradient of :math:`H` is the surrogate ``p.method`` (:mod:`fused_lif.surrogate`). It also flows
-through the reset, unless ``detach_reset=True``. All functions are differentiable with respect to
-the input, the initial state and the five constants; nothing is saved per step but the input.
+through the reset, unless ``detach_reset=True``, the default of recurrent layers. All functions are
+differentiable with respect to the input, the weights, the initial state and the five constants.
+Nothing is saved per step but the input, or the current :math:`i'` of a recurrent layer.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fused_lif.functional._integrate import integrate
-from fused_lif.types import LIFFeedForwardState, LIFParameters, LIFState, Neuron
+from fused_lif.types import LIFFeedForwardState, LIFParameters, LIFState, Neuron, Recurrence
 
 __all__ = [
     "LIFFeedForwardState",
@@ -37,6 +44,8 @@ __all__ = [
     "lif_current_encoder_integral",
     "lif_feed_forward_integral",
     "lif_feed_forward_step",
+    "lif_step",
+    "lif_step_integral",
 ]
 
 #: Constants of the size of a biological neuron, in mV and 1/ms, as in Norse.
@@ -54,6 +63,131 @@ default_bio_initial_state = LIFState(
     v=torch.tensor(-65.0, device="cpu"),
     i=torch.tensor(0.0, device="cpu"),
 )
+
+
+def lif_step(
+    input_spikes: Tensor,
+    state: LIFState,
+    input_weights: Tensor,
+    recurrent_weights: Tensor,
+    p: LIFParameters = LIFParameters(),
+    dt: float = 0.001,
+    *,
+    reset: str = "hard",
+    detach_reset: bool = True,
+    autapses: bool = True,
+    exact: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, LIFState]:
+    """Runs a layer of LIF neurons with recurrent connections for one step.
+
+    Args:
+        input_spikes: Input :math:`x`, shape ``[B, I]``, ``[I]`` or any other with ``I`` last.
+        state: State before the step; ``z``, ``v`` and ``i`` of shape ``[B, H]``, or what broadcasts
+            to it.
+        input_weights: :math:`W_{in}`, shape ``[H, I]``.
+        recurrent_weights: :math:`W_{rec}`, shape ``[H, H]``, from column to row.
+        p: Constants of the neuron.
+        dt: Length of one step, in seconds.
+        reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
+        detach_reset: Stop the gradient at the reset.
+        autapses: Give the diagonal of ``recurrent_weights`` its gradient; with ``False``, zero.
+        exact: See :func:`lif_step_integral`.
+        backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    Returns:
+        Spikes :math:`z` of shape ``[B, H]`` and the state after the step.
+
+    Raises:
+        TypeError: If the input or the weights are not floating-point tensors.
+        ValueError: If shapes, devices or values do not fit.
+        RuntimeError: If ``backend`` is given and cannot run this input.
+    """
+    z, v, i, _ = integrate(
+        Neuron.LIF,
+        input_spikes,
+        state.v,
+        state.i,
+        p,
+        dt,
+        single_step=True,
+        reset=reset,
+        detach_reset=detach_reset,
+        recurrence=Recurrence(state.z, input_weights, recurrent_weights, autapses, exact),
+        backend=backend,
+    )
+    assert i is not None
+    return z, LIFState(z, v, i)
+
+
+def lif_step_integral(
+    input_tensor: Tensor,
+    state: LIFState,
+    input_weights: Tensor,
+    recurrent_weights: Tensor,
+    p: LIFParameters = LIFParameters(),
+    dt: float = 0.001,
+    *,
+    reset: str = "hard",
+    detach_reset: bool = True,
+    autapses: bool = True,
+    record_states: bool = False,
+    exact: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, LIFState]:
+    """Runs a layer of LIF neurons with recurrent connections over a sequence.
+
+    Returns the spikes of all steps, as Norse's documentation says; Norse 1.1.0 itself returns those
+    of the last step only.
+
+    Sums over weights are taken in ascending order of the sender, and where few senders fire only
+    over those. The result for a batch row depends neither on the other rows nor on threads, for an
+    input of spikes nor on the instruction set; it differs from that of eager torch by the rounding
+    of these sums. Weights of a sender that does not fire need not be looked at, be they infinite.
+
+    Args:
+        input_tensor: Input :math:`x`, shape ``[T, B, I]``, ``[T, I]`` or any other with time first
+            and ``I`` last; spikes, or any other numbers.
+        state: State before the first step; ``z``, ``v`` and ``i`` of shape ``[B, H]``, or what
+            broadcasts to it.
+        input_weights: :math:`W_{in}`, shape ``[H, I]``.
+        recurrent_weights: :math:`W_{rec}`, shape ``[H, H]``, from column to row.
+        p: Constants of the neuron.
+        dt: Length of one step, in seconds.
+        reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
+        detach_reset: Stop the gradient at the reset.
+        autapses: Give the diagonal of ``recurrent_weights`` its gradient; with ``False``, zero.
+        record_states: Return the states after all steps, not only after the last.
+        exact: Compute the same matrix products step by step as eager torch, in float32 and float64:
+            slower, but gives the bits of an old run of Norse.
+        backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    Returns:
+        Spikes :math:`z` of shape ``[T, B, H]`` and the state after the last step, or with
+        ``record_states`` after every step: ``z``, ``v`` and ``i`` of shape ``[T, B, H]``.
+
+    Raises:
+        TypeError: If the input or the weights are not floating-point tensors.
+        ValueError: If shapes, devices or values do not fit, or there is no time step.
+        RuntimeError: If ``backend`` is given and cannot run this input.
+    """
+    z, v, i, states = integrate(
+        Neuron.LIF,
+        input_tensor,
+        state.v,
+        state.i,
+        p,
+        dt,
+        reset=reset,
+        detach_reset=detach_reset,
+        record_states=record_states,
+        recurrence=Recurrence(state.z, input_weights, recurrent_weights, autapses, exact),
+        backend=backend,
+    )
+    if states is not None:
+        return z, LIFState(z, *states.unbind(0))
+    assert i is not None
+    return z, LIFState(z[-1], v, i)
 
 
 def lif_feed_forward_step(

@@ -11,7 +11,7 @@ from fused_lif.module.encode import (
     SpikeLatencyLIFEncoder,
 )
 from fused_lif.module.leaky_integrator import LI, LICell, LILinearCell
-from fused_lif.module.lif import LIF, LIFCell
+from fused_lif.module.lif import LIF, LIFCell, LIFRecurrent, LIFRecurrentCell
 from fused_lif.module.lift import Lift
 from fused_lif.module.sequential import (
     RecurrentSequential,
@@ -25,6 +25,8 @@ __all__ = [
     "ConstantCurrentLIFEncoder",
     "LICell",
     "LIFCell",
+    "LIFRecurrent",
+    "LIFRecurrentCell",
     "LILinearCell",
     "Lift",
     "PoissonEncoder",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import operator
 
-from fused_lif.functional._integrate import check_reset
-from fused_lif.functional.lif import lif_feed_forward_integral, lif_feed_forward_step
+import torch
+from torch import Tensor, nn
+
+from fused_lif.functional._integrate import check_reset, check_weights_type
+from fused_lif.functional.lif import (
+    lif_feed_forward_integral,
+    lif_feed_forward_step,
+    lif_step,
+    lif_step_integral,
+)
 from fused_lif.module._base import NeuronModule, resting_state
-from fused_lif.types import LIFFeedForwardState, LIFParameters
+from fused_lif.types import LIFFeedForwardState, LIFParameters, LIFState
 
-__all__ = ["LIF", "LIFCell"]
+__all__ = ["LIF", "LIFCell", "LIFRecurrent", "LIFRecurrentCell"]
 
 
 class LIFCell(NeuronModule):
@@ -142,5 +150,242 @@ class LIF(NeuronModule):
             reset=self.reset,
             detach_reset=self.detach_reset,
             record_states=self.record_states,
+            backend=self.backend,
+        )
+
+
+class _RecurrentModule(NeuronModule):
+    """Weights and options of the layers with recurrent connections."""
+
+    input_weights: Tensor
+    recurrent_weights: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        p: LIFParameters = LIFParameters(),
+        input_weights: Tensor | None = None,
+        recurrent_weights: Tensor | None = None,
+        autapses: bool = False,
+        dt: float = 0.001,
+        *,
+        reset: str = "hard",
+        detach_reset: bool = True,
+        exact: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(p, dt, backend=backend)
+        check_reset(reset)
+        self.input_size = _check_size("input_size", input_size)
+        self.hidden_size = _check_size("hidden_size", hidden_size)
+        self.autapses = autapses
+        self.reset = reset
+        self.detach_reset = detach_reset
+        self.exact = exact
+        # Drawn in Norse's order, and scaled with its arithmetic: the same seed, the same weights.
+        scale = torch.sqrt(2.0 / torch.as_tensor(self.hidden_size))
+        if input_weights is None:
+            input_weights = nn.Parameter(torch.randn(self.hidden_size, self.input_size) * scale)
+        if recurrent_weights is None:
+            drawn = torch.randn(self.hidden_size, self.hidden_size) * scale
+            recurrent_weights = nn.Parameter(drawn)
+        self._register("input_weights", input_weights, self.input_size)
+        self._register("recurrent_weights", recurrent_weights, self.hidden_size)
+
+    def _register(self, name: str, weights: Tensor, columns: int) -> None:
+        check_weights_type(name, weights)
+        if weights.shape != (self.hidden_size, columns):
+            raise ValueError(
+                f"{name} must have shape {(self.hidden_size, columns)}, got {tuple(weights.shape)}"
+            )
+        remove_autapses = name == "recurrent_weights" and not self.autapses
+        if isinstance(weights, nn.Parameter):
+            if remove_autapses:
+                with torch.no_grad():
+                    weights.fill_diagonal_(0.0)
+            self.register_parameter(name, weights)
+        else:
+            if remove_autapses:
+                weights = weights.masked_fill(
+                    torch.eye(columns, dtype=torch.bool, device=weights.device), 0.0
+                )
+            self.register_buffer(name, weights)
+
+    def _rest(self, batch: torch.Size, like: Tensor) -> LIFState:
+        step = torch.Size((*batch, self.hidden_size))
+        v, i = resting_state(self.p.v_leak, step, like)
+        return LIFState(torch.zeros(v.shape, dtype=like.dtype, device=like.device), v, i)
+
+    def extra_repr(self) -> str:
+        """Shows the sizes, the constants and the time step, as Norse does."""
+        return (
+            f"input_size={self.input_size}, hidden_size={self.hidden_size}, p={self.p}, "
+            f"autapses={self.autapses}, dt={self.dt}"
+        )
+
+
+def _check_size(name: str, size: int) -> int:
+    try:
+        number = operator.index(size)
+    except TypeError:
+        number = 0
+    if isinstance(size, bool) or number < 1:
+        raise ValueError(f"{name} must be a positive integer, got {size!r}")
+    return number
+
+
+class LIFRecurrentCell(_RecurrentModule):
+    """A layer of LIF neurons with recurrent connections that advances by one step per call.
+
+    The equations are in :mod:`fused_lif.functional.lif`. For a whole sequence use
+    :class:`LIFRecurrent`.
+
+    Args:
+        input_size: Number of input features.
+        hidden_size: Number of neurons.
+        p: Constants of the neuron; a :class:`torch.nn.Parameter` among them becomes a parameter of
+            this module.
+        input_weights: Shape ``[hidden_size, input_size]``: a :class:`torch.nn.Parameter`, which
+            may be shared or frozen, or a tensor, which becomes a buffer. Drawn as Norse draws them
+            if ``None``.
+        recurrent_weights: Shape ``[hidden_size, hidden_size]``, likewise.
+        autapses: Allow connections of a neuron to itself. Otherwise the diagonal of
+            ``recurrent_weights`` is set to zero, in place if it is a parameter, and its gradient
+            is zero.
+        dt: Length of one step, in seconds.
+        reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
+        detach_reset: Stop the gradient at the reset, as Norse does in recurrent layers.
+        exact: Use the matrix products of eager torch, to reproduce an old run bit for bit; see
+            :func:`fused_lif.lif_step_integral`.
+        backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    Shape:
+        - Input: ``[B, input_size]`` or any other with the features last.
+        - Output: spikes ``[B, hidden_size]``, and a state with ``z``, ``v`` and ``i`` of that
+          shape.
+
+    Example:
+        >>> import torch
+        >>> cell, state = LIFRecurrentCell(2, 4), None
+        >>> for x in torch.ones(10, 5, 2):
+        ...     spikes, state = cell(x, state)
+        >>> spikes.shape
+        torch.Size([5, 4])
+    """
+
+    def initial_state(self, input_tensor: Tensor) -> LIFState:
+        """Returns the state of neurons at rest: ``z = 0``, ``v = v_leak`` and ``i = 0``."""
+        return self._rest(input_tensor.shape[:-1], input_tensor)
+
+    def forward(
+        self, input_tensor: Tensor, state: LIFState | None = None
+    ) -> tuple[Tensor, LIFState]:
+        """Advances by one step with ``input_tensor``, from ``state`` or from rest."""
+        if state is None:
+            state = self.initial_state(input_tensor)
+        return lif_step(
+            input_tensor,
+            state,
+            self.input_weights,
+            self.recurrent_weights,
+            self.p,
+            self.dt,
+            reset=self.reset,
+            detach_reset=self.detach_reset,
+            autapses=self.autapses,
+            exact=self.exact,
+            backend=self.backend,
+        )
+
+
+class LIFRecurrent(_RecurrentModule):
+    """A layer of LIF neurons with recurrent connections that integrates a whole sequence.
+
+    The equations are in :mod:`fused_lif.functional.lif`.
+
+    Args:
+        input_size: Number of input features.
+        hidden_size: Number of neurons.
+        p: Constants of the neuron, as in :class:`LIFRecurrentCell`.
+        input_weights: Shape ``[hidden_size, input_size]``, as in :class:`LIFRecurrentCell`.
+        recurrent_weights: Shape ``[hidden_size, hidden_size]``, likewise.
+        autapses: Allow connections of a neuron to itself, as in :class:`LIFRecurrentCell`.
+        dt: Length of one step, in seconds.
+        record_states: Return the states after all steps, not only after the last.
+        reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
+        detach_reset: Stop the gradient at the reset, as Norse does in recurrent layers.
+        exact: Use the matrix products of eager torch, as in :class:`LIFRecurrentCell`.
+        backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    Shape:
+        - Input: ``[T, B, input_size]``, ``[T, input_size]`` or any other with time first and the
+          features last.
+        - Output: spikes ``[T, B, hidden_size]``, and a state with ``z``, ``v`` and ``i`` of shape
+          ``[B, hidden_size]``, or ``[T, B, hidden_size]`` with ``record_states``.
+
+    Example:
+        >>> import torch
+        >>> layer = LIFRecurrent(2, 4)
+        >>> spikes, state = layer(torch.ones(10, 5, 2))
+        >>> spikes.shape, state.z.shape
+        (torch.Size([10, 5, 4]), torch.Size([5, 4]))
+        >>> sorted(layer.state_dict())
+        ['input_weights', 'recurrent_weights']
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        p: LIFParameters = LIFParameters(),
+        input_weights: Tensor | None = None,
+        recurrent_weights: Tensor | None = None,
+        autapses: bool = False,
+        dt: float = 0.001,
+        record_states: bool = False,
+        *,
+        reset: str = "hard",
+        detach_reset: bool = True,
+        exact: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            hidden_size,
+            p,
+            input_weights,
+            recurrent_weights,
+            autapses,
+            dt,
+            reset=reset,
+            detach_reset=detach_reset,
+            exact=exact,
+            backend=backend,
+        )
+        self.record_states = record_states
+
+    def initial_state(self, input_tensor: Tensor) -> LIFState:
+        """Returns the state of neurons at rest: ``z = 0``, ``v = v_leak`` and ``i = 0``."""
+        return self._rest(input_tensor.shape[1:-1], input_tensor)
+
+    def forward(
+        self, input_tensor: Tensor, state: LIFState | None = None
+    ) -> tuple[Tensor, LIFState]:
+        """Integrates ``input_tensor``, starting from ``state`` or from rest."""
+        if state is None:
+            state = self.initial_state(input_tensor)
+        return lif_step_integral(
+            input_tensor,
+            state,
+            self.input_weights,
+            self.recurrent_weights,
+            self.p,
+            self.dt,
+            reset=self.reset,
+            detach_reset=self.detach_reset,
+            autapses=self.autapses,
+            record_states=self.record_states,
+            exact=self.exact,
             backend=self.backend,
         )
