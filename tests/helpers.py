@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fused_lif
-from fused_lif import LIFFeedForwardState, LIFParameters, LIParameters, LIState
+from fused_lif import LIFFeedForwardState, LIFParameters, LIFState, LIParameters, LIState
 from fused_lif.functional.lif import lif_current_encoder_integral
 from fused_lif.surrogate import SURROGATES
 
@@ -125,8 +125,110 @@ def random_case(
     )
 
 
+class RecurrentCase(NamedTuple):
+    """One call of a layer with recurrent connections, like a ``Case``."""
+
+    x: Tensor
+    z: Tensor
+    v: Tensor
+    i: Tensor
+    input_weights: Tensor
+    recurrent_weights: Tensor
+    constants: tuple[Tensor, ...]  # in the order of CONSTANTS
+    alpha: Tensor
+    options: dict[str, Any]
+
+    def parameters(self) -> LIFParameters:
+        """Constants as the functions take them."""
+        method = self.options.get("method", "super")
+        return LIFParameters(*self.constants, method=method, alpha=self.alpha)
+
+    def run(self, backend: str | None) -> tuple[Tensor, ...]:
+        """Returns spikes, potentials and currents; the spikes in the state are the last ones."""
+        options = {k: o for k, o in self.options.items() if k != "method"}
+        out, s = fused_lif.lif_step_integral(
+            self.x,
+            LIFState(self.z, self.v, self.i),
+            self.input_weights,
+            self.recurrent_weights,
+            self.parameters(),
+            backend=backend,
+            **options,
+        )
+        assert torch.equal(s.z, out if options.get("record_states") else out[-1])
+        return out, s.v, s.i
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Tensors that the outputs depend on, by name."""
+        return {**dict(zip(self._fields[:6], self)), **dict(zip(CONSTANTS, self.constants))}
+
+    def to(self, dtype: torch.dtype) -> RecurrentCase:
+        """Returns the same case with all tensors in another dtype."""
+
+        def convert(t: Tensor) -> Tensor:
+            return t.detach().to(dtype).requires_grad_()
+
+        constants, alpha = tuple(map(convert, self.constants)), self.alpha.to(dtype)
+        return RecurrentCase(*map(convert, self[:6]), constants, alpha, self.options)
+
+
+def random_recurrent_case(
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    exact_sums: bool = True,
+    recurrent_mean: float = -0.05,
+    density: float = 0.3,
+    constant_shape: Sequence[int] | None = None,
+    weight_dtype: torch.dtype | None = None,
+    alpha: float = 3.0,
+    seed: int = 0,
+    **options: Any,
+) -> RecurrentCase:
+    """A case of input ``[T, *batch, I]`` and H neurons, for the shape ``(T, *batch, I, H)``.
+
+    Inputs are spikes; ``z`` is not. With ``exact_sums`` weights are multiples of 1/256, which all
+    dtypes represent, and ``z`` of 1/4: sums over them are exact, so their order does not matter.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    *sequence, features, hidden = shape
+    step = (*sequence[1:], hidden)
+    per_neuron = step[-1:] if constant_shape is None else tuple(constant_shape)
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def leaf(t: Tensor, of: torch.dtype) -> Tensor:
+        return t.to(of).requires_grad_()
+
+    def normal(size: Sequence[int], mean: float, std: float, grid: int = 0) -> Tensor:
+        t = mean + std * torch.randn(tuple(size), generator=generator, dtype=torch.float64)
+        return (t * grid).round() / grid if grid else t
+
+    def weights(columns: int, mean: float) -> Tensor:
+        t = normal((hidden, columns), mean, 0.2, 256 if exact_sums else 0).clamp(-0.5, 0.5)
+        return leaf(t, weight_dtype or state_dtype)
+
+    x = torch.rand((*sequence, features), generator=generator, dtype=torch.float64) < density
+    return RecurrentCase(
+        leaf(x, dtype),
+        leaf(normal(step, 0.3, 0.5, 4), state_dtype),
+        leaf(normal(step, 0.0, 0.2), state_dtype),
+        leaf(normal(step, 0.0, 0.2), state_dtype),
+        weights(features, 0.05),
+        weights(hidden, recurrent_mean),
+        (
+            leaf(normal(per_neuron, 200.0, 20.0), state_dtype),
+            leaf(normal(per_neuron, 300.0, 20.0), state_dtype),
+            leaf(normal(per_neuron, 0.1, 0.1), state_dtype),
+            leaf(normal(per_neuron, 0.4, 0.1), state_dtype),
+            leaf(normal(per_neuron, 0.0, 0.1), state_dtype),
+        ),
+        torch.tensor(alpha, dtype=state_dtype),
+        options,
+    )
+
+
 def gradients(
-    case: Case, backend: str | None, weight_dtype: torch.dtype | None = None
+    case: Case | RecurrentCase, backend: str | None, weight_dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """Gradients of a loss that looks at all outputs with random weights.
 
@@ -169,7 +271,7 @@ def assert_grad_close(actual: Tensor, expected: Tensor, limit: float, name: str)
 
 
 def assert_all_grads_close(
-    case: Case,
+    case: Case | RecurrentCase,
     actual: dict[str, Tensor],
     expected: dict[str, Tensor],
     per_element: dict[str, Tensor],

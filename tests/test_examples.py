@@ -21,8 +21,17 @@ import fused_lif
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
-FIGURES = ["odd_firing.png", "digits_learning.png", "digits_constants.png", "digits_raster.png"]
-ODD_STEPS, EPOCH = 20, 4  # steps of one run of part (a), batches per epoch of part (b), if --quick
+FIGURES = [
+    "odd_firing.png",
+    "digits_learning.png",
+    "digits_constants.png",
+    "digits_raster.png",
+    "recurrent_learning.png",
+    "recurrent_constants.png",
+]
+ODD_STEPS, EPOCH = 20, 4  # steps of a run of part (a), batches per epoch of the others, if --quick
+DIGITS = 2 * ODD_STEPS  # batches before part (b)
+RECURRENT = DIGITS + 2 * EPOCH  # before part (c)
 
 for package in ("matplotlib", "numpy", "sklearn", "tqdm"):
     pytest.importorskip(package, reason=f"the examples need {package}")
@@ -40,10 +49,15 @@ def data_module(example: ModuleType) -> ModuleType:
     return sys.modules["_data"]
 
 
+def draw_nothing(example: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """Saves the seconds that drawing takes."""
+    plots = example.plots
+    patch.setattr(plots, "save_figure", lambda figure, path: plots.plt.close(figure))
+
+
 @pytest.fixture
 def no_figures(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves the seconds that drawing takes."""
-    monkeypatch.setattr(example, "save_figure", lambda figure, path: example.plt.close(figure))
+    draw_nothing(example, monkeypatch)
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -120,10 +134,10 @@ def tiny_mnist(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(example: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a quick run of both parts."""
+    """The folder of a quick run of all parts."""
     out = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example, "save_figure", lambda figure, path: example.plt.close(figure))
+        draw_nothing(example, patch)
         assert example.main(["--quick", "--out", str(out)]) == 0
     return out
 
@@ -154,13 +168,19 @@ def test_learns_and_moves_the_constants(uninterrupted):
     for of_run in losses.values():
         assert len(of_run) == ODD_STEPS
         assert of_run[-1] < 0.9 * of_run[0]
-    history = runs["digits"]["progress"]["history"]
-    assert history[-1]["loss"] < history[0]["loss"]
-    for run, names in (("odd_learnable", ["tau_mem_inv"]), ("digits", ["tau_mem_inv", "v_th"])):
+    for run in ("digits", "recurrent"):
+        history = runs[run]["progress"]["history"]
+        assert history[-1]["loss"] < history[0]["loss"]
+    both = ["tau_mem_inv", "v_th"]
+    for run, names, number in (
+        ("odd_learnable", ["tau_mem_inv"], 2),
+        ("digits", both, 2),
+        ("recurrent", both, 1),
+    ):
         model = runs[run]["parts"]["model"]
         for name in names:
             layers = [values for path, values in model.items() if path.endswith(f".{name}")]
-            assert len(layers) == 2
+            assert len(layers) == number
             assert all(values.dim() == 1 and values.std() > 0 for values in layers)
 
 
@@ -170,10 +190,11 @@ def test_learns_and_moves_the_constants(uninterrupted):
         pytest.param([7], id="first run"),
         pytest.param([ODD_STEPS], id="last step of the first run"),
         pytest.param([ODD_STEPS + 13], id="second run"),
-        pytest.param([2 * ODD_STEPS + 1], id="first epoch"),
-        pytest.param([2 * ODD_STEPS + EPOCH], id="end of the first epoch"),
-        pytest.param([2 * ODD_STEPS + 2 * EPOCH], id="very last batch"),
-        pytest.param([ODD_STEPS - 1, ODD_STEPS + 3, EPOCH + 1], id="three times"),
+        pytest.param([DIGITS + 1], id="first epoch"),
+        pytest.param([DIGITS + EPOCH], id="end of the first epoch"),
+        pytest.param([RECURRENT + 1], id="recurrent"),
+        pytest.param([RECURRENT + 2 * EPOCH], id="very last batch"),
+        pytest.param([ODD_STEPS - 1, ODD_STEPS + 3, EPOCH + 1, 2 * EPOCH], id="four times"),
     ],
 )
 def test_resume_gives_the_same_bits(batches, example, uninterrupted, tmp_path, capsys, no_figures):
@@ -227,14 +248,12 @@ def test_second_ctrl_c_stops_at_once(example):
         (["--lr", "0.5"], "lr 0.002 (now 0.5)"),
         (["--seed", "3"], "seed 0 (now 3)"),
         (["--epochs", "9"], "epochs 2 (now 9)"),
-        (["--backend", "reference"], "(now 'reference')"),
+        (["--form", "loop"], "form 'sequence' (now 'loop')"),
+        (["--backend", "reference"], "backend None (now 'reference')"),
     ],
 )
 def test_resume_refuses_other_settings(arguments, words, example, uninterrupted, capsys):
     path = uninterrupted / "checkpoint.pt"
-    settings = torch.load(path, weights_only=True)["settings"]
-    if "--backend" in arguments and settings["backend"] == "reference":
-        pytest.skip("only the reference backend can run here")
     before = path.read_bytes()
     code = example.main(["--quick", "--out", str(uninterrupted), "--resume", *arguments])
     assert code == 1
@@ -278,9 +297,80 @@ def test_optimizer_has_a_learning_rate_per_constant(example):
     with torch.no_grad():
         model.lif1.p.tau_mem_inv.fill_(-3.0)
         model.lif2.p.v_th.fill_(99.0)
-    example.clamp_constants(model)
+    optimizer.step()
     assert (model.lif1.p.tau_mem_inv == 10.0).all()
     assert (model.lif2.p.v_th == 5.0).all()
+
+
+def run_recurrent(example: ModuleType, form: str, library: ModuleType) -> tuple[Any, torch.Tensor]:
+    """Returns a network of part (c) with gradients, and its voltages.
+
+    In float64: there, the order of a sum does not move a spike.
+    """
+    torch.manual_seed(0)
+    network = example.RecurrentDigitNetwork(12, 32, form, library).network.double()
+    voltages, _ = network((torch.rand(32, 5, 12) < 0.3).double())
+    voltages.square().sum().backward()
+    return network, voltages
+
+
+def test_both_forms_are_the_same_network(example):
+    loop, expected = run_recurrent(example, "loop", fused_lif)
+    sequence, actual = run_recurrent(example, "sequence", fused_lif)
+    torch.testing.assert_close(actual, expected)
+    pairs = zip(sequence.parameters(), loop.parameters(), strict=True)
+    for actual_p, expected_p in pairs:
+        assert expected_p.grad.abs().sum() > 0
+        torch.testing.assert_close(actual_p.grad, expected_p.grad)
+
+
+def test_norse_runs_the_same_network(example):
+    norse = pytest.importorskip("norse.torch")
+    _, expected = run_recurrent(example, "loop", fused_lif)
+    _, actual = run_recurrent(example, "loop", norse)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_compares_with_norse(example, tiny_mnist, tmp_path, capsys):
+    pytest.importorskip("norse.torch")
+    arguments = ["--quick", "--part", "compare", "--data", str(tiny_mnist), "--out", str(tmp_path)]
+    assert example.main([*arguments, "--batch-size", "20"]) == 0
+    summary = (tmp_path / "summary.txt").read_text(encoding="utf-8").splitlines()
+    assert "(MNIST, 2 batches of 20, 32 steps)" in summary[0]
+    names = ["Norse, loop", "fused_lif, loop", "fused_lif, sequence"]
+    assert [line.split("  ")[1] for line in summary[1:]] == names
+    assert ["times as fast as Norse" in line for line in summary[1:]] == [False, True, True]
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_says_so_if_there_is_no_norse(example, tiny_mnist, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "norse", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "norse.torch", None)
+    arguments = ["--quick", "--part", "compare", "--data", str(tiny_mnist), "--out", str(tmp_path)]
+    assert example.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("No comparison with Norse" in line for line in lines) == 1
+    summary = (tmp_path / "summary.txt").read_text(encoding="utf-8")
+    assert "fused_lif, sequence" in summary
+    assert "as fast as" not in summary
+
+
+def test_candidates_take_turns_on_the_same_batches(example):
+    calls = []
+    steps = {name: lambda batch, name=name: calls.append((name, int(batch))) for name in "ab"}
+    seconds = example.time_in_turns(steps, torch.arange(5), turn=2, warm_up=1)
+    timed = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3), ("a", 2), ("a", 3)]
+    assert calls == [("a", 0), ("b", 0), *timed, ("a", 4), ("b", 4)]
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 5, "b": 5}
+
+
+def test_normalises_with_the_training_set(data_module):
+    images = torch.rand(50, 9)
+    labels = torch.zeros(50, dtype=torch.long)
+    digits = data_module.Digits("", images, labels, images[:7], labels[:7]).normalised()
+    torch.testing.assert_close(digits.train_images.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(digits.train_images.std(), torch.tensor(1.0))
+    assert torch.equal(digits.test_images, digits.train_images[:7])
 
 
 def test_reads_mnist_files(data_module, tiny_mnist):

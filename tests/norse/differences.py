@@ -1,7 +1,7 @@
 """All known differences from Norse 1.1.0, each with its reason.
 
 Tests compare everything else. Our keyword-only arguments (``reset``, ``detach_reset``,
-``record_states``, ``backend``) are additions and not listed.
+``autapses`` of functions, ``exact``, ``record_states``, ``backend``) are additions and not listed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,15 @@ DIFFERENCES: dict[str, str] = {
     "T = 0": "a ValueError; Norse fails inside torch.stack",
     "sparse inputs": "a TypeError; Norse returns sparse spikes",
     "integer inputs": "a TypeError, except for encoders; Norse promotes",
+    # layers with recurrent connections
+    "lif_step_integral": "returns the spikes of all steps, as Norse's documentation says; Norse "
+    "1.1.0 returns those of the last one",
+    "sums over weights": "in ascending order of the sending neuron; with exact=True those of Norse",
+    "autapses": "the rule survives deepcopy, pickle and functional_call; Norse's hook does not",
+    "weights given as tensors": "become buffers, and the caller's tensor keeps its diagonal; Norse "
+    "has a plain attribute, changes it in place and makes it require a gradient",
+    "frozen weights": "stay frozen; without autapses Norse makes them require a gradient",
+    "input_size, hidden_size": "integers; Norse has tensors",
     # encoders, containers: see the tests of these
     "encoders": "seq_length, dt, f_max and out_features are checked; 0-dim inputs work; random "
     "numbers are drawn on the device of the input; float64 stays float64",
@@ -49,7 +58,16 @@ NEW_NAMES = {
     "module",
     "li_feed_forward_integral",
     "lif_feed_forward_integral",
+    "lif_step_integral",
 }
 
 #: Names whose signature is wider than Norse's ``(p, **kwargs)``.
-WIDER_SIGNATURES = {"LIF", "LIFCell", "LI", "LICell", "SpikeLatencyLIFEncoder"}
+WIDER_SIGNATURES = {
+    "LI",
+    "LICell",
+    "LIF",
+    "LIFCell",
+    "LIFRecurrent",
+    "LIFRecurrentCell",
+    "SpikeLatencyLIFEncoder",
+}
