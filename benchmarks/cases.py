@@ -21,7 +21,14 @@ ALPHA = 1.0  # Norse 1.1.0 ignores the alpha of "super"; with 1 all candidates c
 FORWARD, BACKWARD, BOTH, INFERENCE = "forward", "backward", "forward_backward", "inference"
 SAVED, PEAK = "saved", "peak"  # modes that count bytes
 SHAPES = ((32, 256, 100), (100, 64, 512), (1000, 32, 256), (256, 16, 2048))
+RECURRENT = ((32, 256, 784, 100), (200, 64, 200, 256), (100, 32, 200, 512), (100, 16, 200, 1024))
 CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
+#: Share of ones in the input of a recurrent layer. With weights drawn from a normal distribution of
+#: deviation gain / sqrt(columns), 3 to 8 % of its neurons spike at every shape of `RECURRENT`, and
+#: gradients neither grow nor vanish over time.
+INPUT_RATE, INPUT_GAIN, RECURRENT_GAIN = 0.05, 6.0, 0.5
+#: Weights are multiples of this: sums over spikes are exact, and so the same in every order.
+WEIGHT_UNIT = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,14 @@ class Setting:
         T: Steps.
         B: Batch.
         N: Neurons.
-        model: "lif" or "li", a sequence; "cell", one step; "encoder", the constant-current encoder.
+        model: "lif", "li" or "recurrent", a sequence; "cell" or "recurrent_cell", one step;
+            "encoder", the constant-current encoder.
         dtype: Type of the input, as torch names it; constants and states are float32 for half ones.
         constants: "per neuron", shape ``[N]`` and with gradients, or "scalar" and without.
         input: "busy", or "quiet": currents in the first five steps, gradients in the last five,
             and in between values that shrink until they are denormal.
         device: Where the tensors are, "cpu" or "cuda".
+        input_size: Features of the spikes that a recurrent layer takes; other layers take currents.
     """
 
     T: int
@@ -48,15 +57,30 @@ class Setting:
     constants: str = "per neuron"
     input: str = "busy"
     device: str = "cpu"
+    input_size: int | None = None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether there are weights."""
+        return self.model in ("recurrent", "recurrent_cell")
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it is one step in the middle of a sequence."""
+        return self.model in ("cell", "recurrent_cell")
 
 
 class Problem:
     """The tensors of a setting, the same ones every time.
 
     Attributes:
-        x: Input current, shape ``[T, B, N]``; ``[B, N]`` for the cell and the encoder.
+        x: Input current, shape ``[T, B, N]``, or spikes, ``[T, B, input_size]``; without T for a
+            cell and the encoder.
         v: Potential before the first step, shape ``[B, N]``.
         i: Synaptic current before the first step, shape ``[B, N]``.
+        z: Spikes before the first step, shape ``[B, N]``; a recurrent layer takes them.
+        weights: Of a recurrent layer, "input_weights" ``[N, input_size]`` and "recurrent_weights"
+            ``[N, N]``; empty for others.
         constants: The constants of `CONSTANTS` by name (the first three for "li").
         grad_z: Gradient of the output, in its shape.
         leaves: Tensors that get a gradient, by name.
@@ -77,15 +101,27 @@ class Problem:
                 return torch.tensor(mean, dtype=state_dtype, device=s.device)
             return torch.nn.Parameter(value.to(s.device, state_dtype))
 
-        one_step = s.model in ("cell", "encoder")
-        low, high = (1.0, 3.0) if s.model == "encoder" else (0.0, 0.6)
-        x = uniform((s.B, s.N) if one_step else (s.T, s.B, s.N), low, high)
-        grad_z = torch.randn(
-            (s.B, s.N) if s.model == "cell" else (s.T, s.B, s.N), generator=generator
-        )
-        v, i = torch.zeros(s.B, s.N), torch.zeros(s.B, s.N)
-        if s.model == "cell":  # in the middle of a sequence
+        def spikes(shape: tuple[int, ...]) -> Tensor:
+            return (uniform(shape, 0.0, 1.0) < INPUT_RATE).float()
+
+        def weights(columns: int, gain: float) -> Tensor:
+            drawn = gain * columns**-0.5 * torch.randn(s.N, columns, generator=generator)
+            value = (drawn / WEIGHT_UNIT).round() * WEIGHT_UNIT
+            return torch.nn.Parameter(value.to(s.device, state_dtype))
+
+        time = () if s.is_cell or s.model == "encoder" else (s.T,)
+        if s.is_recurrent:
+            assert s.input_size is not None
+            x = spikes((*time, s.B, s.input_size))
+        else:
+            low, high = (1.0, 3.0) if s.model == "encoder" else (0.0, 0.6)
+            x = uniform((*time, s.B, s.N), low, high)
+        grad_z = torch.randn((s.B, s.N) if s.is_cell else (s.T, s.B, s.N), generator=generator)
+        v, i, z = (torch.zeros(s.B, s.N) for _ in range(3))
+        if s.is_cell:  # in the middle of a sequence
             v, i = uniform((s.B, s.N), 0.0, 1.2), uniform((s.B, s.N), 0.0, 1.0)
+        if s.model == "recurrent_cell":
+            z = spikes((s.B, s.N))
         if s.input == "quiet":
             x[:5] *= 5
             x[5:] = 0
@@ -93,7 +129,7 @@ class Problem:
 
         self.is_half = dtype.itemsize == 2
         self.x = x.to(s.device, dtype)
-        self.v, self.i = v.to(s.device, state_dtype), i.to(s.device, state_dtype)
+        self.v, self.i, self.z = (state.to(s.device, state_dtype) for state in (v, i, z))
         self.grad_z = grad_z.to(s.device, dtype)
         rest = 0.0 if s.input == "quiet" else 0.05
         self.constants = {
@@ -105,11 +141,17 @@ class Problem:
         }
         if s.model == "li":
             self.constants = {name: self.constants[name] for name in CONSTANTS[:3]}
-        self.leaves = {"x": self.x}
+        self.weights = {}
+        if s.is_recurrent:
+            self.weights["input_weights"] = weights(s.input_size, INPUT_GAIN)
+            self.weights["recurrent_weights"] = weights(s.N, RECURRENT_GAIN)
+        self.leaves = {"x": self.x} | self.weights
         if s.constants == "per neuron":
             self.leaves |= self.constants
-        if s.model == "cell":
+        if s.is_cell:
             self.leaves |= {"v": self.v, "i": self.i}
+        if s.model == "recurrent_cell":
+            self.leaves["z"] = self.z
         if s.model == "encoder":
             self.leaves = {}
         for leaf in self.leaves.values():
@@ -117,7 +159,7 @@ class Problem:
 
     def backward(self, outputs: tuple[Tensor, ...]) -> None:
         """Runs backward from z, and for a cell, which others follow, from the state too."""
-        roots = outputs if self.setting.model == "cell" else outputs[:1]
+        roots = outputs if self.setting.is_cell else outputs[:1]
         torch.autograd.backward(roots, [self.grad_z.to(root.dtype) for root in roots])
 
     def parameters(self, library: Any) -> Any:
@@ -125,6 +167,14 @@ class Problem:
         if self.setting.model == "li":
             return library.LIParameters(**self.constants)
         return library.LIFParameters(**self.constants, method="super", alpha=torch.tensor(ALPHA))
+
+    def state(self, library: Any) -> Any:
+        """Returns the state before the first step as Norse's or our tuple."""
+        if self.setting.is_recurrent:
+            return library.LIFState(self.z, self.v, self.i)
+        if self.setting.model == "li":
+            return library.LIState(self.v, self.i)
+        return library.LIFFeedForwardState(self.v, self.i)
 
 
 class Call(NamedTuple):
@@ -219,11 +269,16 @@ class TorchCandidate:
         return {name: value.detach().cpu() for name, value in (outputs | gradients).items()}
 
 
-class CopyFloor:
-    """``Tensor.copy_`` between two buffers of the size of x: the speed of memory, for the floor."""
+@dataclass(frozen=True)
+class Yardstick:
+    """Something else on tensors of the same sizes, to compare times with.
 
-    name = "copy"
-    exact = True
+    ``work`` maps a problem and a mode to the function to be timed.
+    """
+
+    name: str
+    work: Callable[[Problem, str], Callable[[], Any]]
+    exact: bool = True
 
     def reasons_against(self, setting: Setting, mode: str) -> list[str]:
         """Returns why it cannot run; empty if it can."""
@@ -231,12 +286,47 @@ class CopyFloor:
 
     def call(self, problem: Problem, mode: str) -> Call:
         """Returns what to time."""
-        source, target = problem.x.detach().clone(), torch.zeros_like(problem.x)
-        return Call(lambda _: target.copy_(source))
+        work = self.work(problem, mode)
+        return Call(lambda _: work())
 
     def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
         """Returns nothing: there is nothing to compare."""
         return {}
+
+
+def _copy(problem: Problem, mode: str) -> Callable[[], Any]:
+    """``Tensor.copy_`` between two buffers of the size of x: the speed of memory, for the floor."""
+    source, target = problem.x.detach().clone(), torch.zeros_like(problem.x)
+    return lambda: target.copy_(source)
+
+
+def _gemm(problem: Problem, mode: str) -> Callable[[], Any]:
+    """The matrix products of a recurrent layer and of its gradients, dense, and nothing else.
+
+    What does not depend on the step before is one product for the whole sequence. Spikes and
+    gradients of the current have the right sizes, and any values.
+    """
+    w_in, w_rec = (weights.detach() for weights in problem.weights.values())
+    x, g = problem.x.detach().flatten(0, 1), problem.grad_z.flatten(0, 1)
+    z = (g > 0).to(g.dtype)
+    z_steps, g_steps = z.split(problem.setting.B), g.split(problem.setting.B)
+    current, of_step = torch.empty_like(g), torch.empty_like(g_steps[0])
+    grad_x, grad_w_in, grad_w_rec = (torch.empty_like(tensor) for tensor in (x, w_in, w_rec))
+
+    def forward() -> None:
+        torch.mm(x, w_in.t(), out=current)
+        for z_t in z_steps:
+            torch.mm(z_t, w_rec.t(), out=of_step)
+
+    def both() -> None:
+        forward()
+        for g_t in g_steps:
+            torch.mm(g_t, w_rec, out=of_step)
+        torch.mm(g.t(), x, out=grad_w_in)
+        torch.mm(g.t(), z, out=grad_w_rec)
+        torch.mm(g, w_in, out=grad_x)
+
+    return {FORWARD: forward, BOTH: both}[mode]
 
 
 def _functional(backend: str) -> Callable[[Problem], Layer]:
@@ -250,35 +340,49 @@ def _functional(backend: str) -> Callable[[Problem], Layer]:
             return lambda: (encode(problem.x, problem.setting.T, p, DT, backend=backend),)
         if model == "li":
             integral: Any = functional.leaky_integrator.li_feed_forward_integral
-            state: Any = fused_lif.LIState(problem.v, problem.i)
+        elif problem.setting.is_recurrent:
+            integral = functional.lif.lif_step_integral
         else:
             integral = functional.lif.lif_feed_forward_integral
-            state = fused_lif.LIFFeedForwardState(problem.v, problem.i)
+        state, weights = problem.state(fused_lif), tuple(problem.weights.values())
+        is_cell = problem.setting.is_cell
 
         def layer() -> tuple[Tensor, ...]:
-            x = problem.x[None] if model == "cell" else problem.x
-            z, s = integral(x, state, p, DT, backend=backend)
-            return z[0] if model == "cell" else z, s.v, s.i
+            x = problem.x[None] if is_cell else problem.x
+            z, s = integral(x, state, *weights, p, DT, backend=backend)
+            return z[0] if is_cell else z, s.v, s.i
 
         return layer
 
     return build
 
 
-def _module(problem: Problem) -> Layer:
-    """Our modules, which choose the backend themselves."""
-    p = problem.parameters(fused_lif)
-    if problem.setting.model == "cell":
-        module: Any = fused_lif.LIFCell(p, dt=DT)
-    else:
-        module = fused_lif.LIF(p, dt=DT)
-    state = fused_lif.LIFFeedForwardState(problem.v, problem.i)
+_MODULES = {
+    "lif": "LIF",
+    "cell": "LIFCell",
+    "recurrent": "LIFRecurrent",
+    "recurrent_cell": "LIFRecurrentCell",
+}
+
+
+def module_layer(problem: Problem, library: Any) -> Layer:
+    """The modules of Norse or ours; ours choose the backend themselves."""
+    setting = problem.setting
+    sizes = (setting.input_size, setting.N) if setting.is_recurrent else ()
+    options = problem.weights | {"autapses": True} if setting.is_recurrent else {}
+    module = getattr(library, _MODULES[setting.model])
+    neurons = module(*sizes, problem.parameters(library), dt=DT, **options)
+    state = problem.state(library)
 
     def layer() -> tuple[Tensor, ...]:
-        z, s = module(problem.x, state)
+        z, s = neurons(problem.x, state)
         return z, s.v, s.i
 
     return layer
+
+
+def _module(problem: Problem) -> Layer:
+    return module_layer(problem, fused_lif)
 
 
 def _reasons_against_backend(backend: str | None = None) -> Callable[[Setting], list[str]]:
@@ -313,9 +417,11 @@ CANDIDATES: dict[str, Candidate] = {
         TorchCandidate("module", _module, _reasons_against_backend()),
         TorchCandidate("operator", _operator, _reasons_against_backend(), _OPERATOR_MODES),
         REFERENCE,
-        CopyFloor(),
+        Yardstick("copy", _copy),
+        Yardstick("gemm", _gemm),
     )
 }
+YARDSTICKS = ("copy", "gemm")
 #: Those that targets are about; the others are compared with the first of them in a case.
 OURS = (*_FUSED, "module")
 
@@ -346,13 +452,14 @@ class Verdict(NamedTuple):
 
 Judge = Callable[[Row, list[Row]], Verdict | None]
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (T, B, N), or (T, B, input_size, N) of a recurrent layer
 Block = tuple[Setting, ...]
 #: Limits of ratios, by case, backend of the row, mode and shape (`None`: any). Rows of ours take at
-#: most so many times the floor; rows of others take at least so many times as long as ours.
+#: most so many times the yardstick; rows of others take at least so many times as long as ours.
 TARGETS: dict[tuple[str, str, str, Shape | None], float] = {
     ("lif_forward", "jax", FORWARD, None): 3,
     ("lif_forward_backward", "jax", BOTH, None): 6,
+    ("recurrent", "jax", BOTH, None): 3,
     ("norse_module", "norse_module", BOTH, None): 300,
     ("lif_cell", "norse_module", BOTH, (1, 256, 100)): 3,
     ("lif_cell", "operator", FORWARD, (1, 1, 100)): 3,
@@ -367,28 +474,41 @@ for _shape, _floors, _norse in zip(
     for _case, _mode, _k in (("lif_forward", FORWARD, 0), ("lif_forward_backward", BOTH, 1)):
         TARGETS[_case, "cpu", _mode, _shape] = _floors[_k]
         TARGETS[_case, "norse", _mode, _shape] = _norse[_k]
+for _shape, _gemms, _norse in zip(
+    RECURRENT, (1.2, 0.8, 0.8, 0.8), ((5, 4), (15, 6), (12, 5), (8, 4)), strict=True
+):
+    TARGETS["recurrent", "cpu", BOTH, _shape] = _gemms
+    TARGETS["recurrent", "norse", FORWARD, _shape] = _norse[0]
+    TARGETS["recurrent", "norse", BOTH, _shape] = _norse[1]
 
 #: Largest ratio to the first setting. "No slower" leaves a margin for noise, "linear" one for the
 #: caches: they hold the shortest sequence and not the longest.
 SETTING_LIMITS = {"bfloat16": 1.05, "quiet": 1.1, "linear_in_t": 1.5}
-SAVED_LIMIT = 1.1
+SAVED_LIMIT, RECURRENT_SAVED_LIMIT = 1.1, 1.125
+
+
+def shape_of(row: Row) -> Shape:
+    """Returns the shape as it stands in `Case.shapes`."""
+    return tuple(row[name] for name in ("T", "B", "input_size", "N") if row[name])
 
 
 def judge_baselines(row: Row, rows: list[Row]) -> Verdict | None:
-    """Compares ours with the floor, and the others with ours."""
+    """Compares ours with the yardstick, and the others with ours."""
     ours = next((r for r in rows if r["backend"] in OURS), None)
-    if ours is None or row["backend"] == "copy":
+    if ours is None or row["backend"] in YARDSTICKS:
         return None
-    key, shape = (row["case"], row["backend"], row["mode"]), (row["T"], row["B"], row["N"])
-    limit = TARGETS.get((*key, shape), TARGETS.get((*key, None)))
+    key = (row["case"], row["backend"], row["mode"])
+    limit = TARGETS.get((*key, shape_of(row)), TARGETS.get((*key, None)))
     if row is ours:
-        copy = next((r for r in rows if r["backend"] == "copy"), None)
-        if copy is None:
+        yardstick = next((r for r in rows if r["backend"] in YARDSTICKS), None)
+        if yardstick is None:
             return None
+        ratio = row["median_ms"] / yardstick["median_ms"]
+        if yardstick["backend"] == "gemm":
+            return Verdict("x gemm", ratio, limit)
         # copy_ moves two elements per neuron-step, forward two (x, z), backward three (x, grad_z,
         # grad_x).
-        floor = copy["median_ms"] * (2.5 if row["mode"] == BOTH else 1.0)
-        return Verdict("x floor", row["median_ms"] / floor, limit)
+        return Verdict("x floor", ratio / (2.5 if row["mode"] == BOTH else 1.0), limit)
     if row["backend"] == "operator":
         return Verdict(
             f"= {ours['backend']} / operator", ours["median_ms"] / row["median_ms"], limit
@@ -408,10 +528,14 @@ def judge_settings(row: Row, rows: list[Row]) -> Verdict | None:
 
 
 def judge_memory(row: Row, rows: list[Row]) -> Verdict | None:
-    """Compares bytes with those of the input."""
-    size = getattr(torch, row["dtype"]).itemsize * row["T"] * row["B"] * row["N"]
-    limit = SAVED_LIMIT if row["mode"] == SAVED and row["backend"] in OURS else None
-    return Verdict("x input", row["memory_bytes"] / size, limit)
+    """Compares bytes with those of the input; a recurrent layer needs its current and z too."""
+    label, per_step, limit = "x input", row["N"], SAVED_LIMIT
+    if row["input_size"]:
+        label, per_step = "x (input + current + z)", row["input_size"] + 2 * row["N"]
+        limit = RECURRENT_SAVED_LIMIT
+    size = getattr(torch, row["dtype"]).itemsize * row["T"] * row["B"] * per_step
+    has_limit = row["mode"] == SAVED and row["backend"] in OURS
+    return Verdict(label, row["memory_bytes"] / size, limit if has_limit else None)
 
 
 @dataclass(frozen=True)
@@ -422,7 +546,7 @@ class Case:
         about: One line for ``--list``.
         candidates: Names of those compared.
         modes: What is timed; `SAVED` and `PEAK` count bytes instead.
-        shapes: ``(T, B, N)`` at which they meet.
+        shapes: Those at which they meet; all of the same length.
         block: Returns the settings of one shape; they are timed in turns.
         judge: Returns the ratio of a row, given the rows timed in turns with it.
         memory: Whether the peak of the memory is measured besides the time.
@@ -439,8 +563,12 @@ class Case:
 
 def quick(shape: Shape) -> Shape:
     """Returns a shape that shows that a case runs, and nothing else."""
-    T, B, N = shape
-    return -(-T // 16), min(B, 3), min(N, 5)
+    T, B, *features = shape
+    return -(-T // 16), min(B, 3), *(min(n, 5) for n in features)
+
+
+def _recurrent(T: int, B: int, input_size: int, N: int) -> Block:
+    return (Setting(T, B, N, model="recurrent", input_size=input_size),)
 
 
 LONG = (1000, 32, 256)
@@ -519,5 +647,29 @@ CASES: dict[str, Case] = {
         ("module", "norse_module"),
         (BOTH,),
         (LONG,),
+    ),
+    "recurrent": Case(
+        "a recurrent LIF layer on spikes; the input, all weights and constants get gradients",
+        ("gemm", "cpu", "module", "reference", "norse", "norse_module", "jax"),
+        (FORWARD, BOTH),
+        RECURRENT,
+        _recurrent,
+    ),
+    "recurrent_memory": Case(
+        "the same: bytes that autograd keeps for backward, and the peak of a training step",
+        ("cpu", "reference", "norse"),
+        (SAVED, PEAK),
+        RECURRENT,
+        _recurrent,
+        judge_memory,
+    ),
+    "recurrent_cell": Case(
+        "one step of LIFRecurrentCell from a given state; all eleven inputs get gradients",
+        ("module", "reference", "norse_module"),
+        (BOTH,),
+        ((1, 256, 784, 100),),
+        lambda T, B, input_size, N: (
+            Setting(1, B, N, model="recurrent_cell", input_size=input_size),
+        ),
     ),
 }

@@ -12,7 +12,18 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from cases import BOTH, DT, FORWARD, Call, Candidate, Layer, Problem, Setting, TorchCandidate
+from cases import (
+    BOTH,
+    DT,
+    FORWARD,
+    Call,
+    Candidate,
+    Layer,
+    Problem,
+    Setting,
+    TorchCandidate,
+    module_layer,
+)
 from torch import Tensor
 
 
@@ -39,17 +50,17 @@ def _norse(problem: Problem) -> Layer:
         return lambda: (encode(x, setting.T, p, DT),)
     if setting.model == "li":
         library: Any = functional.leaky_integrator
-        step, start = library.li_feed_forward_step, library.LIState(problem.v, problem.i)
+        step = library.li_feed_forward_step
     else:
         library = functional.lif
-        step = library.lif_feed_forward_step
-        start = library.LIFFeedForwardState(problem.v, problem.i)
-    p = problem.parameters(library)
+        step = library.lif_step if setting.is_recurrent else library.lif_feed_forward_step
+    p, start = problem.parameters(library), problem.state(library)
+    weights = tuple(problem.weights.values())
 
     def layer() -> tuple[Tensor, ...]:
         state, outputs = start, []
         for x_t in x.unbind(0):
-            z, state = step(x_t, state, p, DT)
+            z, state = step(x_t, state, *weights, p, DT)
             outputs.append(z)
         return torch.stack(outputs), state.v, state.i
 
@@ -60,21 +71,15 @@ def _norse_module(problem: Problem) -> Layer:
     """Norse's modules from a given state; without one, release 1.1.0 fails for ``v_leak [N]``."""
     import norse.torch as norse
 
-    module = norse.LIFCell if problem.setting.model == "cell" else norse.LIF
-    neurons = module(problem.parameters(norse), dt=DT)
-    state = norse.LIFFeedForwardState(problem.v, problem.i)
-
-    def layer() -> tuple[Tensor, ...]:
-        z, s = neurons(problem.x, state)
-        return z, s.v, s.i
-
-    return layer
+    return module_layer(problem, norse)
 
 
 @cache
 def _jax_functions() -> dict[str, Callable[..., Any]]:
     """Returns the LIF layer as a `jax.lax.scan`, alone and with the gradients for a ``grad_z``.
 
+    ``p`` has the constants by name, and for a recurrent layer the weights, which multiply the input
+    of all steps at once and the spikes step by step; the reset of one passes no gradient on.
     `jax.vjp` is what `jax.value_and_grad` calls; it spares jax a loss that torch does not compute.
     """
     import jax
@@ -89,23 +94,29 @@ def _jax_functions() -> dict[str, Callable[..., Any]]:
         (s,), (s_dot,) = primals, tangents
         return spike(s), s_dot / (jnp.abs(s) + 1) ** 2  # "super" with alpha = 1
 
-    def forward(x: Any, constants: Any, v: Any, i: Any) -> Any:
-        tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset = constants
+    def forward(x: Any, p: Any, v: Any, i: Any, z: Any) -> Any:
+        is_recurrent = "recurrent_weights" in p
+        if is_recurrent:
+            x, recurrent_weights = x @ p["input_weights"].T, p["recurrent_weights"].T
 
         def step(state: Any, x_t: Any) -> Any:
-            v, i = state
+            v, i, z = state
             i_jump = i + x_t
-            v_decayed = v + DT * tau_mem_inv * ((v_leak - v) + i_jump)
-            z = spike(v_decayed - v_th)
-            v = (1 - z) * v_decayed + z * v_reset
-            return (v, i_jump - DT * tau_syn_inv * i_jump), z
+            if is_recurrent:
+                i_jump = i_jump + z @ recurrent_weights
+            v_decayed = v + DT * p["tau_mem_inv"] * ((p["v_leak"] - v) + i_jump)
+            z = spike(v_decayed - p["v_th"])
+            resets = jax.lax.stop_gradient(z) if is_recurrent else z
+            v = (1 - resets) * v_decayed + resets * p["v_reset"]
+            i = i_jump - DT * p["tau_syn_inv"] * i_jump
+            return (v, i, z if is_recurrent else None), z
 
-        (v, i), z = jax.lax.scan(step, (v, i), x)
+        (v, i, _), z = jax.lax.scan(step, (v, i, z if is_recurrent else None), x)
         return z, v, i
 
-    def both(x: Any, constants: Any, v: Any, i: Any, grad_z: Any) -> Any:
-        z, pullback = jax.vjp(lambda x, constants: forward(x, constants, v, i)[0], x, constants)
-        return z, pullback(grad_z)
+    def both(x: Any, p: Any, v: Any, i: Any, z: Any, grad_z: Any) -> Any:
+        spikes, pullback = jax.vjp(lambda x, p: forward(x, p, v, i, z)[0], x, p)
+        return spikes, pullback(grad_z)
 
     return {FORWARD: forward, BOTH: both}
 
@@ -121,7 +132,7 @@ class JaxScan:
 
     def reasons_against(self, setting: Setting, mode: str) -> list[str]:
         """Returns why it cannot run; empty if it can."""
-        if reasons := _needs("jax", "lif")(setting):
+        if reasons := _needs("jax", "lif", "recurrent")(setting):
             return reasons
         if (setting.dtype, setting.constants) != ("float32", "per neuron"):
             return ["only float32 with constants per neuron here"]
@@ -137,8 +148,8 @@ class JaxScan:
         def to_jax(value: Tensor) -> Any:
             return jax.numpy.asarray(value.detach().cpu().numpy())
 
-        constants = tuple(to_jax(c) for c in problem.constants.values())
-        arguments = [to_jax(problem.x), constants, to_jax(problem.v), to_jax(problem.i)]
+        p = {name: to_jax(q) for name, q in (problem.constants | problem.weights).items()}
+        arguments = [to_jax(problem.x), p, *map(to_jax, (problem.v, problem.i, problem.z))]
         if mode == BOTH:
             arguments.append(to_jax(problem.grad_z))
         compiled = jax.jit(_jax_functions()[mode]).lower(*arguments).compile()
@@ -158,17 +169,21 @@ class JaxScan:
 
         if mode == FORWARD:
             return dict(zip("zvi", map(to_torch, self._compiled(problem, mode)()), strict=True))
-        z, (grad_x, grad_constants) = self._compiled(problem, mode)()
-        gradients = dict(zip(problem.constants, grad_constants, strict=True), x=grad_x)
-        return {"z": to_torch(z)} | {f"grad {k}": to_torch(g) for k, g in gradients.items()}
+        z, (grad_x, grad_p) = self._compiled(problem, mode)()
+        gradients = {f"grad {name}": to_torch(g) for name, g in (grad_p | {"x": grad_x}).items()}
+        return {"z": to_torch(z)} | gradients
 
 
 #: The peers by the name in the column "backend".
 PEERS: dict[str, Candidate] = {
     c.name: c
     for c in (
-        TorchCandidate("norse", _norse, _needs("norse", "lif", "li", "encoder")),
-        TorchCandidate("norse_module", _norse_module, _needs("norse", "lif", "cell")),
+        TorchCandidate("norse", _norse, _needs("norse", "lif", "li", "encoder", "recurrent")),
+        TorchCandidate(
+            "norse_module",
+            _norse_module,
+            _needs("norse", "lif", "cell", "recurrent", "recurrent_cell"),
+        ),
         JaxScan(),
     )
 }

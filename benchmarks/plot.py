@@ -12,13 +12,21 @@ import csv
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 OURS = ("cpu", "cuda", "triton", "module")
 PLOTTED = ("lif_forward", "lif_forward_backward")
-FIELDS = ("case", "mode", "T", "B", "N", "dtype", "constants", "input")
+FIELDS = ("case", "mode", "T", "B", "N", "input_size", "dtype", "constants", "input")
 Row = dict[str, str]
+
+
+def sizes(row: Mapping[str, Any]) -> str:
+    """Returns T, B, N as a table shows them, with the size of the input of a recurrent layer."""
+    arrow = f"{row['input_size']} → " if row["input_size"] else ""
+    return f"{row['T']}, {row['B']}, {arrow}{row['N']}"
 
 
 def last_runs(paths: list[Path]) -> list[Row]:
@@ -28,7 +36,7 @@ def last_runs(paths: list[Path]) -> list[Row]:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 key = (row["device"], row["threads"], row["malloc"], row["case"])
-                runs[key][row["date"]].append(row)
+                runs[key][row["date"]].append({"input_size": ""} | row)  # older files lack it
     return [row for dates in runs.values() for row in dates[max(dates)]]
 
 
@@ -55,7 +63,7 @@ def markdown(rows: list[Row]) -> str:
         median, q20, q80 = (f"{float(row[k] or 0):.4g}" for k in ("median_ms", "q20_ms", "q80_ms"))
         cells = (
             row["case"],
-            f"{row['T']}, {row['B']}, {row['N']}",
+            sizes(row),
             row["mode"],
             " ".join([row["backend"], *sorted(remarks), *malloc]),
             f"{median} ({q20}, {q80})" if row["median_ms"] else "",
@@ -85,7 +93,7 @@ def draw(rows: list[Row], path: Path) -> None:
             is_default = row["malloc"] == "default"  # page faults, see README.md
             if row["case"] == case and row["mode"] != "backward" and not is_default:
                 steps = math.prod(int(row[k]) for k in "TBN")
-                shape = f"{row['T']}, {row['B']}, {row['N']}"
+                shape = sizes(row)
                 is_floor = row["backend"] == "copy"
                 factor = 2.5 if is_floor and row["mode"] == "forward_backward" else 1.0
                 name = "floor" if is_floor else row["backend"]
