@@ -5,6 +5,8 @@
 (b) Digits: a feed-forward network of LIF layers with a leaky-integrator readout learns to classify
     digits, with learnable `tau_mem_inv` and `v_th`. With `--data DIR` the digits are those of
     MNIST, otherwise the small set that scikit-learn brings along.
+(c) Recurrent: the network of the workshop's notebook, a layer of LIF neurons with recurrent
+    connections, learns the same digits. `--part compare` measures it beside Norse.
 
 Run it with `python examples/parameter_learning.py`; README.md beside it lists what comes out.
 Ctrl-C stops after the current batch and keeps a checkpoint; `--resume` continues it to the same
@@ -14,24 +16,26 @@ result, bit for bit on the same machine.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
+import statistics
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import ModuleType
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import _plots as plots
 import torch
 from _data import MNIST_FILES, Digits, find_mnist, load_builtin_digits, load_mnist
-from matplotlib.axes import Axes
+from _training import (
+    Checkpoint,
+    Interrupted,
+    Session,
+    StopRequest,
+    shuffled_batches,
+    time_in_turns,
+    train_classifier,
+    training_step,
+)
 from torch import nn
 from tqdm import tqdm
 
@@ -41,10 +45,19 @@ from fused_lif.backends import BACKENDS
 DT = 0.001  # length of a time step in seconds
 START = {"tau_mem_inv": 100.0, "v_th": 1.0}  # Norse's defaults
 RANGE = {"tau_mem_inv": (10.0, 500.0), "v_th": (0.1, 5.0)}  # tau_mem between 2 and 100 ms
-UNIT = {"tau_mem_inv": " 1/s", "v_th": ""}
 ODD_RUNS = {"odd_fixed": [], "odd_learnable": ["tau_mem_inv"]}  # run -> what is learnable
-SETTINGS = ("epochs", "batch_size", "lr", "neuron_lr", "seed", "time_steps", "device", "quick")
-BLUE, ORANGE, GREY = "#2a6fbb", "#e07b28", "#8a8a8a"
+SETTINGS = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "neuron_lr",
+    "seed",
+    "time_steps",
+    "form",
+    "device",
+    "backend",
+    "quick",
+)
 
 
 def lif_layer(size: int, learnable: Iterable[str], alpha: float = 100.0) -> snn.LIF:
@@ -70,6 +83,7 @@ def make_optimizer(model: nn.Module, lr: float, neuron_lr: float) -> torch.optim
 
     A step of Adam is about as long as the learning rate, whatever the gradient. A constant of size
     100 needs other steps than one of size 1, hence `neuron_lr` is relative to the initial value.
+    After each step the constants are moved back into their range.
     """
     groups = []
     for name, start in START.items():
@@ -78,7 +92,9 @@ def make_optimizer(model: nn.Module, lr: float, neuron_lr: float) -> torch.optim
             groups.append({"params": constants, "lr": neuron_lr * start})
     in_groups = {id(p) for group in groups for p in group["params"]}
     weights = [p for p in model.parameters() if id(p) not in in_groups]
-    return torch.optim.Adam([{"params": weights}, *groups], lr=lr)
+    optimizer = torch.optim.Adam([{"params": weights}, *groups], lr=lr)
+    optimizer.register_step_post_hook(lambda *_: clamp_constants(model))
+    return optimizer
 
 
 @torch.no_grad()
@@ -89,125 +105,25 @@ def clamp_constants(model: nn.Module) -> None:
             constant.clamp_(low, high)
 
 
-def copy_constants(model: nn.Module, name: str) -> list[torch.Tensor]:
-    """Returns the present values of a constant, one tensor per layer, on the CPU."""
-    return [p.detach().cpu().clone() for p in neuron_constants(model, name).values()]
+def copy_constants(model: nn.Module) -> dict[str, list[torch.Tensor]]:
+    """Returns the present values of the learnable constants: one tensor per layer, on the CPU."""
+    constants = {name: neuron_constants(model, name).values() for name in START}
+    return {
+        name: [p.detach().cpu().clone() for p in layers]
+        for name, layers in constants.items()
+        if layers
+    }
 
 
 def describe_move(name: str, before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
     """Says in one line how far a constant moved."""
     old, new = torch.cat(before), torch.cat(after)
-    unit = UNIT[name]
+    unit = plots.UNIT[name]
     return (
         f"{name} moved by {(new - old).abs().mean():.3g}{unit} on average "
         f"({(new - old).abs().max():.3g}{unit} at most), "
         f"from {old.mean():.3g}{unit} to {new.mean():.3g} ± {new.std():.2g}{unit}"
     )
-
-
-class Interrupted(Exception):
-    """Training stopped on request, after its checkpoint was written."""
-
-
-class StopRequest:
-    """Remembers a Ctrl-C until the batch is finished: a checkpoint never holds half a step.
-
-    The second Ctrl-C raises KeyboardInterrupt as usual.
-
-    Args:
-        after: Stop after this many batches as if Ctrl-C had been pressed; for tests.
-    """
-
-    def __init__(self, after: int | None = None) -> None:
-        self.batches_left = after
-        self.requested = False
-
-    def __enter__(self) -> StopRequest:
-        self._previous = signal.signal(signal.SIGINT, self._on_ctrl_c)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _on_ctrl_c(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def count_batch(self) -> None:
-        """Counts a batch against `after`."""
-        if self.batches_left is not None:
-            self.batches_left -= 1
-            self.requested = self.requested or self.batches_left <= 0
-
-
-class Checkpoint:
-    """One file with all that the training runs need to continue; complete even after a crash.
-
-    Args:
-        path: The file.
-        settings: What the result depends on; a checkpoint made with other settings is refused.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.settings = settings
-        self.runs: dict[str, dict[str, Any]] = {}
-
-    def load(self) -> None:
-        """Reads the file.
-
-        Raises:
-            ValueError: If there is no such file, or it was made with other settings.
-        """
-        if not self.path.is_file():
-            raise ValueError(f"there is no checkpoint {self.path} to resume")
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            there, here = content["settings"], self.settings
-        except Exception as error:
-            raise ValueError(f"{self.path} is not a checkpoint of this example") from error
-        different = [
-            f"{name} {there.get(name)!r} (now {here.get(name)!r})"
-            for name in sorted(there.keys() | here.keys())
-            if there.get(name) != here.get(name)
-        ]
-        if different:
-            raise ValueError(
-                f"cannot resume {self.path}, which was made with {', '.join(different)}: "
-                "repeat its settings, or leave out --resume to start anew"
-            )
-        self.runs = content["runs"]
-
-    def save(self, run: str, progress: dict[str, Any], **parts: Any) -> None:
-        """Writes the state of `parts` (model, optimizer, ...) beside the file, then replaces it."""
-        self.runs[run] = {
-            "progress": progress,
-            "random": torch.get_rng_state(),
-            "random_cuda": (torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []),
-            "parts": {name: part.state_dict() for name, part in parts.items()},
-        }
-        unfinished = self.path.with_suffix(".tmp")
-        with unfinished.open("wb") as file:
-            torch.save({"settings": self.settings, "runs": self.runs}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self.path)
-
-    def restore(self, run: str, progress: dict[str, Any], **parts: Any) -> dict[str, Any]:
-        """Puts `parts` back to where the run stopped and returns its progress.
-
-        A run that had not begun stays as it is, and its `progress` is returned.
-        """
-        if run not in self.runs:
-            return progress
-        saved = self.runs[run]
-        for name, part in parts.items():
-            part.load_state_dict(saved["parts"][name])
-        torch.set_rng_state(saved["random"])
-        if saved["random_cuda"]:
-            torch.cuda.set_rng_state_all(saved["random_cuda"])
-        return saved["progress"]
 
 
 def odd_firing_data(time_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,11 +136,9 @@ def odd_firing_data(time_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(time_steps, 1, 100), target
 
 
-def train_odd_firing(
-    run: str, args: argparse.Namespace, checkpoint: Checkpoint, stop: StopRequest
-) -> tuple[list[float], nn.Module]:
+def train_odd_firing(run: str, session: Session) -> tuple[list[float], nn.Module]:
     """Trains one network of part (a) and returns the loss of each step and the network."""
-    learnable = ODD_RUNS[run]
+    args, learnable = session.args, ODD_RUNS[run]
     torch.manual_seed(args.seed)  # both networks begin with the same weights
     model = snn.SequentialState(
         nn.Linear(100, 200),
@@ -238,7 +152,7 @@ def train_odd_firing(
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4 + 2 * len(learnable)
 
     inputs, target = (tensor.to(args.device) for tensor in odd_firing_data(args.time_steps))
-    progress = checkpoint.restore(run, {"losses": []}, model=model, optimizer=optimizer)
+    progress = session.checkpoint.restore(run, {"losses": []}, model=model, optimizer=optimizer)
     losses = progress["losses"]
     bar = tqdm(range(len(losses), args.odd_steps), run, args.odd_steps, initial=len(losses))
     for _ in bar:
@@ -247,15 +161,14 @@ def train_odd_firing(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        clamp_constants(model)
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
-        stop.count_batch()
-        if stop.requested:
+        session.stop.count_batch()
+        if session.stop.requested:
             break
     bar.close()
-    checkpoint.save(run, progress, model=model, optimizer=optimizer)
-    if stop.requested:
+    session.checkpoint.save(run, progress, model=model, optimizer=optimizer)
+    if session.stop.requested:
         raise Interrupted
     return losses, model
 
@@ -268,39 +181,63 @@ def describe_losses(losses: list[float], limit: float = 0.02) -> str:
     )
 
 
-def odd_firing(args: argparse.Namespace, checkpoint: Checkpoint, stop: StopRequest) -> list[str]:
+def odd_firing(session: Session) -> list[str]:
     """Runs part (a), plots it and returns the lines for the summary."""
+    args = session.args
     losses: dict[str, list[float]] = {}
     for run in ODD_RUNS:
-        losses[run], model = train_odd_firing(run, args, checkpoint, stop)
-    after = copy_constants(model, "tau_mem_inv")
+        losses[run], model = train_odd_firing(run, session)
+    after = copy_constants(model)["tau_mem_inv"]
     before = [torch.full_like(values, START["tau_mem_inv"]) for values in after]
-
     with torch.no_grad():
         spikes, _ = model(odd_firing_data(args.time_steps)[0].to(args.device))
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5))
-    left.semilogy(losses["odd_fixed"], color=BLUE, label="fixed tau_mem_inv")
-    left.semilogy(losses["odd_learnable"], color=ORANGE, label="learnable tau_mem_inv")
-    left.set(
-        title="Odd firing: every fifth neuron learns to spike",
-        xlabel="training step",
-        ylabel="mean squared error of the spikes",
+    plots.plot_odd_firing(
+        losses,
+        torch.cat(before),
+        torch.cat(after),
+        spikes[:, 0].cpu(),
+        DT,
+        args.out / "odd_firing.png",
     )
-    left.set_yticks([0.2, 0.1, 0.05, 0.02, 0.01])
-    left.set_yticks([], minor=True)
-    left.yaxis.set_major_formatter("{x:g}")
-    left.legend()
-    plot_constants(middle, "tau_mem_inv", torch.cat(before), torch.cat(after))
-    middle.set_title("Learnable tau_mem_inv of both layers")
-    plot_spikes(right, spikes[:, 0].cpu())
-    right.set_title("Output of the learnable network")
-    save_figure(figure, args.out / "odd_firing.png")
     return [
         f"Odd firing after {args.odd_steps} steps:",
         f"  fixed tau_mem_inv: {describe_losses(losses['odd_fixed'])}",
         f"  learnable tau_mem_inv: {describe_losses(losses['odd_learnable'])}",
         f"  {describe_move('tau_mem_inv', before, after)}",
+    ]
+
+
+def load_digits(args: argparse.Namespace) -> Digits:
+    """Loads MNIST where `--data` has it, otherwise the digits of scikit-learn."""
+    data = load_mnist(args.mnist_files) if args.mnist_files else load_builtin_digits()
+    return data.first(train=256, test=128) if args.quick else data
+
+
+def learn_digits(
+    run: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Digits,
+    batch_size: int,
+    session: Session,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> list[str]:
+    """Trains a network on digits, plots how it went and returns the lines for the summary.
+
+    The arguments are those of `train_classifier`.
+    """
+    args = session.args
+    before = copy_constants(model)
+    history = train_classifier(run, model, optimizer, data, batch_size, session, schedule)
+    after = copy_constants(model)
+    plots.plot_learning_curves(history, data.name, args.out / f"{run}_learning.png")
+    plots.plot_all_constants(before, after, args.out / f"{run}_constants.png")
+    seconds = sum(entry["seconds"] for entry in history) / len(history)
+    return [
+        f"{run.capitalize()} ({data.name}) after {args.epochs} epochs: "
+        f"test accuracy {history[-1]['test_accuracy']:.2%}, "
+        f"train accuracy {history[-1]['train_accuracy']:.2%}, {seconds:.2f} s per epoch",
+        *(f"  {describe_move(name, before[name], after[name])}" for name in before),
     ]
 
 
@@ -315,7 +252,7 @@ class DigitNetwork(nn.Module):
 
     Shape:
         - Input: images `[B, pixels]`.
-        - Output: voltages of the readout `[T, B, 10]`, spikes `[T, B, N]` of both LIF layers.
+        - Output: scores `[B, 10]`, the mean voltages of the readout over time.
     """
 
     def __init__(self, pixels: int, time_steps: int) -> None:
@@ -331,221 +268,198 @@ class DigitNetwork(nn.Module):
             self.linear1.weight.mul_(2.0)
             self.linear2.weight.mul_(2.0)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Shows images to the network."""
+    def activity(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns voltages `[T, B, 10]` of the readout, and spikes `[T, B, N]` of both layers."""
         current = self.linear1(images).expand(self.time_steps, -1, -1)
         spikes1, _ = self.lif1(current)
         spikes2, _ = self.lif2(self.linear2(spikes1))
         voltages, _ = self.readout(self.linear3(spikes2))
         return voltages, spikes1, spikes2
 
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Shows images to the network and returns the score of each digit."""
+        voltages, _, _ = self.activity(images)
+        return class_scores(voltages)
+
 
 def class_scores(voltages: torch.Tensor) -> torch.Tensor:
-    """Returns the mean voltage over time of each readout neuron, shape `[B, 10]`."""
+    """Returns the mean voltage over time of each readout neuron."""
     return voltages.mean(dim=0)
 
 
-def shuffled_batches(images: int, batch_size: int, seed: int) -> tuple[torch.Tensor, ...]:
-    """Returns the indices of the images of each batch; the same seed gives the same batches."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(images, generator=generator).split(batch_size)
-
-
-@torch.no_grad()
-def measure_accuracy(model: DigitNetwork, data: Digits, device: str) -> float:
-    """Returns the fraction of test images that are classified correctly."""
-    correct = 0
-    for images, labels in zip(
-        data.test_images.split(500), data.test_labels.split(500), strict=True
-    ):
-        scores = class_scores(model(images.to(device))[0])
-        correct += int((scores.argmax(1) == labels.to(device)).sum())
-    return correct / len(data.test_labels)
-
-
-def train_digits(
-    model: DigitNetwork,
-    data: Digits,
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    stop: StopRequest,
-) -> list[dict[str, float]]:
-    """Trains the network of part (b) and returns one entry per epoch."""
-    batches_per_epoch = -(-len(data.train_images) // args.batch_size)
-    optimizer = make_optimizer(model, args.lr, args.neuron_lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, args.epochs * batches_per_epoch
-    )
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    epoch_start = {"batch": 0, "loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0}
-    progress = checkpoint.restore("digits", {"epoch": 0, "history": [], **epoch_start}, **state)
-    history = progress["history"]
-
-    done = progress["epoch"] * batches_per_epoch + progress["batch"]
-    bar = tqdm(total=args.epochs * batches_per_epoch, desc="digits", initial=done)
-    while progress["epoch"] < args.epochs:
-        # The order depends on seed and epoch only: it is the same after a resume.
-        batches = shuffled_batches(
-            len(data.train_images), args.batch_size, args.seed + 1000 * progress["epoch"]
-        )
-        for batch in batches[progress["batch"] :]:
-            began = time.perf_counter()
-            images, labels = data.train_images[batch], data.train_labels[batch].to(args.device)
-            scores = class_scores(model(images.to(args.device))[0])
-            loss = nn.functional.cross_entropy(scores, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            clamp_constants(model)
-
-            progress["batch"] += 1
-            progress["loss"] += loss.item() * len(batch)
-            progress["correct"] += int((scores.argmax(1) == labels).sum())
-            progress["images"] += len(batch)
-            progress["seconds"] += time.perf_counter() - began
-            accuracy = progress["correct"] / progress["images"]
-            bar.set_description(f"epoch {progress['epoch'] + 1}/{args.epochs}", refresh=False)
-            bar.set_postfix(
-                loss=f"{progress['loss'] / progress['images']:.3f}",
-                accuracy=f"{accuracy:.1%}",
-                refresh=False,
-            )
-            bar.update()
-            stop.count_batch()
-            if stop.requested:
-                break
-        if progress["batch"] == batches_per_epoch:
-            entry = {
-                "loss": progress["loss"] / progress["images"],
-                "train_accuracy": progress["correct"] / progress["images"],
-                "test_accuracy": measure_accuracy(model, data, args.device),
-                "seconds": progress["seconds"],
-            }
-            history.append(entry)
-            progress.update(epoch=progress["epoch"] + 1, **epoch_start)
-            bar.write(
-                f"epoch {progress['epoch']:2d}/{args.epochs}: loss {entry['loss']:.4f}, "
-                f"train {entry['train_accuracy']:.2%}, test {entry['test_accuracy']:.2%}, "
-                f"{entry['seconds']:.1f} s"
-            )
-        checkpoint.save("digits", progress, **state)
-        if stop.requested:
-            bar.close()
-            raise Interrupted
-    bar.close()
-    return history
-
-
-def digits(
-    args: argparse.Namespace, data: Digits, checkpoint: Checkpoint, stop: StopRequest
-) -> list[str]:
+def digits(session: Session) -> list[str]:
     """Runs part (b), plots it and returns the lines for the summary."""
+    args, data = session.args, load_digits(session.args)
+    batch_size = args.batch_size or (128 if args.mnist_files else 64)
     torch.manual_seed(args.seed)
     model = DigitNetwork(data.train_images.shape[1], args.time_steps).to(args.device)
-    before = {name: copy_constants(model, name) for name in START}
-    history = train_digits(model, data, args, checkpoint, stop)
-    after = {name: copy_constants(model, name) for name in START}
+    optimizer = make_optimizer(model, args.lr, args.neuron_lr)
+    steps = args.epochs * data.batches_per_epoch(batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    lines = learn_digits("digits", model, optimizer, data, batch_size, session, schedule)
 
-    plot_learning_curves(history, data.name, args.out / "digits_learning.png")
-    plot_all_constants(before, after, args.out / "digits_constants.png")
-    plot_raster(model, data, args.device, args.out / "digits_raster.png")
-    seconds = sum(entry["seconds"] for entry in history) / len(history)
-    return [
-        f"Digits ({data.name}) after {args.epochs} epochs: "
-        f"test accuracy {history[-1]['test_accuracy']:.2%}, "
-        f"train accuracy {history[-1]['train_accuracy']:.2%}, {seconds:.2f} s per epoch",
-        *(f"  {describe_move(name, before[name], after[name])}" for name in START),
+    with torch.no_grad():
+        activity = model.activity(data.test_images[:1].to(args.device))
+    voltages, *spikes = (tensor[:, 0].cpu() for tensor in activity)
+    plots.plot_raster(
+        data.test_images[0],
+        int(data.test_labels[0]),
+        int(class_scores(voltages).argmax()),
+        spikes,
+        voltages,
+        DT,
+        args.out / "digits_raster.png",
+    )
+    return lines
+
+
+class RecurrentLoop(nn.Module):
+    """100 LIF neurons with recurrent connections and a readout, step by step as in the notebook.
+
+    Args:
+        inputs: Number of inputs, I.
+        library: `fused_lif` or `norse.torch`: names and random numbers are the same.
+
+    Shape:
+        - Input: spikes `[T, B, I]`.
+        - Output: voltages of the readout `[T, B, 10]`, and the last states of both layers.
+    """
+
+    def __init__(self, inputs: int, library: ModuleType = snn) -> None:
+        super().__init__()
+        self.lif = library.LIFRecurrentCell(inputs, 100, p=notebook_parameters(100, library))
+        self.linear = nn.Linear(100, 10, bias=False)
+        self.readout = library.LICell()
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        """Runs the network over a sequence."""
+        lif_state = readout_state = None
+        voltages = []
+        for x in inputs:
+            spikes, lif_state = self.lif(x, lif_state)
+            voltage, readout_state = self.readout(self.linear(spikes), readout_state)
+            voltages.append(voltage)
+        return torch.stack(voltages), (lif_state, readout_state)
+
+
+def recurrent_sequence(inputs: int) -> snn.SequentialState:
+    """Makes the network of `RecurrentLoop` from layers that run the whole sequence: much faster."""
+    return snn.SequentialState(
+        snn.LIFRecurrent(inputs, 100, p=notebook_parameters(100)),
+        nn.Linear(100, 10, bias=False),
+        snn.LI(),
+    )
+
+
+def notebook_parameters(neurons: int, library: ModuleType = snn) -> snn.LIFParameters:
+    """Draws a time constant and a threshold for each neuron at random, both learnable."""
+    return library.LIFParameters(
+        tau_mem_inv=nn.Parameter(100.0 + 20.0 * torch.randn(neurons)),
+        v_th=nn.Parameter(0.5 + 0.1 * torch.randn(neurons)),
+        alpha=torch.tensor(100.0),
+    )
+
+
+class RecurrentDigitNetwork(nn.Module):
+    """Pixels -> spikes -> 100 recurrent LIF -> 10 leaky integrators, as in the notebook.
+
+    Args:
+        pixels: Number of pixels of an image.
+        time_steps: How long an image is shown, in steps of `DT`.
+        form: "loop" or "sequence"; both compute the same.
+        library: For the form "loop", see `RecurrentLoop`.
+
+    Shape:
+        - Input: images `[B, pixels]`.
+        - Output: scores `[B, 10]`, the largest voltages of the readout over time.
+    """
+
+    def __init__(self, pixels: int, time_steps: int, form: str, library: ModuleType = snn) -> None:
+        super().__init__()
+        self.encoder = library.ConstantCurrentLIFEncoder(time_steps)
+        self.network = (
+            RecurrentLoop(pixels, library) if form == "loop" else recurrent_sequence(pixels)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Shows images to the network and returns the score of each digit."""
+        voltages, _ = self.network(self.encoder(images))
+        return voltages.amax(dim=0)
+
+
+def recurrent_batch_size(args: argparse.Namespace) -> int:
+    """Returns the batch size of part (c): that of the notebook for MNIST."""
+    return args.batch_size or (256 if args.mnist_files else 64)
+
+
+def recurrent(session: Session) -> list[str]:
+    """Runs part (c), plots it and returns the lines for the summary."""
+    args, data = session.args, load_digits(session.args).normalised()
+    torch.manual_seed(args.seed)
+    pixels = data.train_images.shape[1]
+    model = RecurrentDigitNetwork(pixels, args.time_steps, args.form).to(args.device)
+    optimizer = torch.optim.Adam(model.parameters(), args.lr)  # one for all, as in the notebook
+    return learn_digits("recurrent", model, optimizer, data, recurrent_batch_size(args), session)
+
+
+def import_norse() -> ModuleType | None:
+    """Returns `norse.torch`, or says why it cannot and returns None."""
+    try:
+        import norse.torch
+    except ImportError as error:
+        print(f"No comparison with Norse, which cannot be imported (pip install norse): {error}")
+        return None
+    return norse.torch
+
+
+def compare(session: Session) -> list[str]:
+    """Measures an epoch of part (c) with Norse and in both forms; returns the summary."""
+    args, data = session.args, load_digits(session.args).normalised()
+    pixels = data.train_images.shape[1]
+
+    def training(form: str, library: ModuleType = snn) -> Callable[[torch.Tensor], None]:
+        torch.manual_seed(args.seed)  # all begin with the same weights
+        model = RecurrentDigitNetwork(pixels, args.time_steps, form, library)
+        if library is not snn:  # Norse does not make them parameters of the network
+            p = model.network.lif.p
+            model.constants = nn.ParameterList([p.tau_mem_inv, p.v_th])
+        optimizer = torch.optim.Adam(model.to(args.device).parameters(), args.lr)
+
+        def train_on(batch: torch.Tensor) -> None:
+            if session.stop.requested:
+                raise KeyboardInterrupt
+            training_step(model, optimizer, *data.batch(batch, args.device))
+
+        return train_on
+
+    norse = import_norse()
+    steps = {"Norse, loop": training("loop", norse)} if norse else {}
+    steps |= {"fused_lif, loop": training("loop"), "fused_lif, sequence": training("sequence")}
+    batch_size = recurrent_batch_size(args)
+    batches = shuffled_batches(len(data.train_images), batch_size, args.seed)
+    seconds = time_in_turns(steps, batches)
+
+    lines = [
+        f"One epoch of the recurrent network ({data.name}, {len(batches)} batches of {batch_size}, "
+        f"{args.time_steps} steps) on {args.device} with {torch.get_num_threads()} threads:"
     ]
+    for name, of_batches in seconds.items():
+        line = (
+            f"  {name:<19} {1000 * statistics.median(of_batches):8.2f} ms per batch (median), "
+            f"{sum(of_batches):7.2f} s per epoch"
+        )
+        if norse and name != "Norse, loop":
+            line += f", {sum(seconds['Norse, loop']) / sum(of_batches):5.2f} times as fast as Norse"
+        lines.append(line)
+    return lines
 
 
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """Writes a figure as PNG and forgets it."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def plot_constants(axes: Axes, name: str, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Draws the histograms of a constant before and after training."""
-    low = min(before.min().item(), after.min().item())
-    high = max(before.max().item(), after.max().item())
-    margin = 0.02 * (high - low) + 1e-3 * high
-    bins = torch.linspace(low - margin, high + margin, 41).tolist()
-    axes.hist(
-        before.tolist(), bins, color=GREY, alpha=0.6, label=f"before (mean {before.mean():.3g})"
-    )
-    axes.hist(
-        after.tolist(), bins, color=ORANGE, alpha=0.8, label=f"after (mean {after.mean():.3g})"
-    )
-    unit = f" ({UNIT[name].strip()})" if UNIT[name] else " (units of the potential)"
-    axes.set(xlabel=name + unit, ylabel="number of neurons", yscale="log")
-    axes.set_ylim(bottom=0.7)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend()
-
-
-def plot_spikes(axes: Axes, spikes: torch.Tensor) -> None:
-    """Draws a mark for each spike; `spikes` has the shape `[T, N]`."""
-    step, neuron = spikes.numpy().nonzero()
-    axes.scatter(1000 * DT * (step + 1), neuron, s=6, color="black", marker="|")
-    axes.set(xlabel="time (ms)", ylabel="neuron", xlim=(0, 1000 * DT * (len(spikes) + 1)))
-
-
-def plot_all_constants(
-    before: dict[str, list[torch.Tensor]], after: dict[str, list[torch.Tensor]], path: Path
-) -> None:
-    """Draws the histograms of all constants of part (b), one row per layer."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5))
-    for column, name in enumerate(before):
-        for layer in range(2):
-            plot_constants(axes[layer, column], name, before[name][layer], after[name][layer])
-            axes[layer, column].set_title(f"{name} of LIF layer {layer + 1}")
-    save_figure(figure, path)
-
-
-def plot_learning_curves(history: list[dict[str, float]], title: str, path: Path) -> None:
-    """Draws loss and accuracy over the epochs."""
-    epochs = range(1, len(history) + 1)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    left.semilogy(epochs, [e["loss"] for e in history], "o-", color=BLUE, label="training")
-    left.set(title=f"{title}: loss", xlabel="epoch", ylabel="cross entropy")
-    for split, colour in (("train", BLUE), ("test", ORANGE)):
-        accuracy = [100 * e[f"{split}_accuracy"] for e in history]
-        right.plot(epochs, accuracy, "o-", color=colour, label=f"{split} ({accuracy[-1]:.2f} %)")
-    right.set(title=f"{title}: accuracy", xlabel="epoch", ylabel="correct (%)")
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    left.legend()
-    right.legend(loc="lower right")
-    save_figure(figure, path)
-
-
-@torch.no_grad()
-def plot_raster(model: DigitNetwork, data: Digits, device: str, path: Path) -> None:
-    """Draws what the network does with the first test image."""
-    image, label = data.test_images[0], int(data.test_labels[0])
-    voltages, spikes1, spikes2 = (
-        tensor[:, 0].cpu() for tensor in model(image.unsqueeze(0).to(device))
-    )
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.5), width_ratios=(2, 3, 3, 3))
-    side = round(len(image) ** 0.5)
-    axes[0].imshow(image.reshape(side, side).numpy(), cmap="gray_r")
-    axes[0].set(title=f"input: a {label}", xticks=[], yticks=[])
-    for number, spikes in enumerate((spikes1, spikes2), start=1):
-        plot_spikes(axes[number], spikes)
-        axes[number].set_title(f"LIF layer {number}: a spike in {spikes.mean():.0%} of the steps")
-    milliseconds = [1000 * DT * (step + 1) for step in range(len(voltages))]
-    others = [digit for digit in range(10) if digit != label]
-    axes[3].plot(milliseconds, voltages[:, others].numpy(), color=GREY)
-    axes[3].lines[0].set_label("other digits")
-    axes[3].plot(
-        milliseconds, voltages[:, label].numpy(), color=ORANGE, linewidth=3, label=f"digit {label}"
-    )
-    axes[3].legend(loc="upper left")
-    answer = int(class_scores(voltages).argmax())
-    axes[3].set(title=f"readout: answers {answer}", xlabel="time (ms)", ylabel="voltage")
-    save_figure(figure, path)
+PARTS = {  # name -> what runs it, and a layer like those in it
+    "odd": (odd_firing, lif_layer(1, START)),
+    "digits": (digits, lif_layer(1, START)),
+    "recurrent": (recurrent, snn.LIFRecurrent(1, 1)),
+    "compare": (compare, snn.LIFRecurrent(1, 1)),
+}
 
 
 def positive_int(text: str) -> int:
@@ -558,22 +472,38 @@ def positive_int(text: str) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="The Norse parameter-learning workshop.")
-    parser.add_argument("--part", choices=["odd", "digits", "all"], default="all")
+    parser.add_argument(
+        "--part",
+        choices=[*PARTS, "all"],
+        default="all",
+        help="default: all; `compare` runs only if it is asked for",
+    )
     parser.add_argument("--data", type=Path, help="folder with the four IDX files of MNIST")
     parser.add_argument("--out", type=Path, default=Path("parameter_learning_out"))
     parser.add_argument(
-        "--epochs", type=positive_int, help="of part (b); default: 10 for MNIST, else 20"
+        "--epochs", type=positive_int, help="of parts (b) and (c); default: 10 for MNIST, else 20"
     )
-    parser.add_argument("--batch-size", type=positive_int, help="default: 128 for MNIST, else 64")
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        help="default: 64; for MNIST 128 in part (b) and 256 in part (c)",
+    )
     parser.add_argument("--lr", type=float, default=2e-3, help="learning rate of the weights")
     parser.add_argument(
         "--neuron-lr",
         type=float,
         default=1e-2,
-        help="learning rate of the neuron constants, relative to their initial values",
+        help="learning rate of the neuron constants of parts (a) and (b), relative to their "
+        "initial values",
     )
     parser.add_argument(
         "--time-steps", type=positive_int, default=32, help=f"of {1000 * DT:g} ms each"
+    )
+    parser.add_argument(
+        "--form",
+        choices=["sequence", "loop"],
+        default="sequence",
+        help="of part (c): layers that run the whole sequence, or a loop over time in Python",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -584,8 +514,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_backend(requested: str | None, device: str) -> str:
-    """Returns the backend that runs a layer with learnable constants on `device`.
+def find_backend(requested: str | None, layer: nn.Module, device: str) -> str:
+    """Returns the backend that runs a layer with one input on `device`.
 
     Raises:
         ValueError: If there is no such backend or device, or the backend cannot run there.
@@ -594,7 +524,7 @@ def find_backend(requested: str | None, device: str) -> str:
     for name in [requested] if requested else BACKENDS:
         try:
             with snn.backend(name):
-                lif_layer(1, START).to(device)(torch.zeros(1, 1, 1, device=device))
+                layer.to(device)(torch.zeros(1, 1, 1, device=device))
         except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
             reasons.append(str(error))
         else:
@@ -608,31 +538,28 @@ def run_workshop(args: argparse.Namespace) -> None:
     Raises:
         Interrupted: If Ctrl-C stopped it.
     """
-    mnist_files = find_mnist(args.data) if args.data else None
-    if args.data and not mnist_files:
+    args.mnist_files = find_mnist(args.data) if args.data else None
+    if args.data and not args.mnist_files:
         names = ", ".join(MNIST_FILES.values())
         print(f"{args.data} does not hold MNIST ({names}, plain or .gz)")
-    print(f"Part (b) uses {'MNIST' if mnist_files else 'the digits of scikit-learn'}")
-    args.epochs = args.epochs or (2 if args.quick else 10 if mnist_files else 20)
-    args.batch_size = args.batch_size or (128 if mnist_files else 64)
+    print(f"The digits are {'MNIST' if args.mnist_files else 'those of scikit-learn'}")
+    args.epochs = args.epochs or (2 if args.quick else 10 if args.mnist_files else 20)
     args.odd_steps = 20 if args.quick else 300
-    backend = find_backend(args.backend, args.device)
-    print(f"Runs on {args.device} with fused_lif's backend {backend!r}")
 
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(args, name) for name in SETTINGS}
-    settings |= {"backend": backend, "digits": "MNIST" if mnist_files else "scikit-learn"}
+    settings["digits"] = "MNIST" if args.mnist_files else "scikit-learn"
     checkpoint = Checkpoint(args.out / "checkpoint.pt", settings)
     if args.resume:
         checkpoint.load()
     summary = []
-    with snn.backend(backend), StopRequest(args.stop_after) as stop:
-        if args.part in ("odd", "all"):
-            summary += odd_firing(args, checkpoint, stop)
-        if args.part in ("digits", "all"):
-            data = load_mnist(mnist_files) if mnist_files else load_builtin_digits()
-            data = data.first(train=256, test=128) if args.quick else data
-            summary += digits(args, data, checkpoint, stop)
+    with StopRequest(args.stop_after) as stop:
+        for name in ["odd", "digits", "recurrent"] if args.part == "all" else [args.part]:
+            part, layer = PARTS[name]
+            backend = find_backend(args.backend, layer, args.device)
+            print(f"Part {name!r} runs on {args.device} with fused_lif's backend {backend!r}")
+            with snn.backend(backend):
+                summary += part(Session(args, checkpoint, stop))
     text = "\n".join(summary)
     (args.out / "summary.txt").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\nFigures, checkpoint and this summary are in {args.out}")
