@@ -50,7 +50,8 @@ sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undef
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
 	    $(BIN)/pytest -q -s -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
-	    tests/test_surrogate.py tests/test_property.py
+	    tests/test_surrogate.py tests/test_property.py tests/test_recurrent_forward.py \
+	    tests/test_recurrent_backward.py tests/test_recurrent_operators.py
 
 package: $(VENV)/.test  ## builds and tries wheels, with and without build isolation
 	rm -rf build/wheels && mkdir -p build/wheels

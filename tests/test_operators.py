@@ -79,3 +79,112 @@ def test_half_types_and_surrogate_grad():
             torch.ops.fused_lif.lif_forward.default, arguments(Neuron.LIF, (40, 3, 4), 32, dtype)
         )
     torch.library.opcheck(torch.ops.fused_lif.surrogate_grad.default, (torch.rand(5), 1, 100.0))
+
+
+def recurrent_arguments(shape, interval, *, exact=False, needs_grad=True, dtype=torch.float32):
+    """Arguments of lif_recurrent_forward for 5 inputs and 70 neurons."""
+    constants = [torch.tensor(c) for c in (200.0, 300.0, 0.0, 0.4, 0.1)]
+    constants[1] = constants[1].expand(70).clone()
+    return (
+        (torch.rand(*shape, 5) < 0.3).to(dtype),
+        *(torch.zeros(*shape[-1:], 70) for _ in range(3)),
+        torch.randn(70, 5),
+        torch.randn(70, 70) / 8,
+        *constants,
+        0.001,
+        False,
+        exact,
+        interval,
+        needs_grad,
+    )
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("interval", [0, 1, 32])
+@pytest.mark.parametrize("shape", [(40, 3), (3,)], ids=["sequence", "single step"])
+def test_recurrent_forward(shape, interval, exact, needs_grad):
+    arguments = recurrent_arguments(shape, interval, exact=exact, needs_grad=needs_grad)
+    op = torch.ops.fused_lif.lif_recurrent_forward.default
+    torch.library.opcheck(op, arguments)
+    *_, i_jump, states, input_spikes, hidden_spikes = op(*arguments)
+    T = shape[0] if len(shape) == 2 else 1
+    rows = {0: 0, 1: T, 32: (T - 1) // 32}[interval]
+    assert states.shape == (2 if interval == 1 else 1, rows, 3, 70)
+    assert i_jump.shape == ((*shape, 70) if needs_grad else (0,))
+    packs = needs_grad and not exact
+    assert input_spikes.shape == ((*shape, 2) if packs else (0,))
+    assert hidden_spikes.shape == ((*shape, 3) if packs else (0,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_recurrent_forward_of_other_dtypes(dtype):
+    x, *tensors = recurrent_arguments((40, 3), 32, dtype=dtype)
+    if dtype == torch.float64:
+        tensors[:3] = [t.double() for t in tensors[:3]]
+    torch.library.opcheck(torch.ops.fused_lif.lif_recurrent_forward.default, (x, *tensors))
+
+
+@pytest.mark.parametrize("with_grads", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "interval", "needs"),
+    [
+        ((40, 3), 32, 255),
+        ((40, 3), 32, 0),
+        ((40, 3), 1, 255),
+        ((40, 3), 1, 0b00011000),
+        ((20, 3), 0, 1),
+        ((3,), 0, 255),
+        ((3,), 1, 255),
+        ((3,), 32, 0b00011000),
+    ],
+    ids=str,
+)
+def test_recurrent_backward(shape, interval, needs, with_grads):
+    forward = recurrent_arguments(shape, interval)
+    v, recurrent_weights, constants = forward[2], forward[5], forward[6:11]
+    out, _, _, i_jump, states, *_ = torch.ops.fused_lif.lif_recurrent_forward(*forward)
+    torch.library.opcheck(
+        torch.ops.fused_lif.lif_recurrent_backward.default,
+        (
+            torch.randn_like(out) if with_grads else None,
+            torch.randn_like(v),
+            torch.randn_like(v) if with_grads else None,
+            torch.randn_like(states) if with_grads and interval == 1 else None,
+            i_jump,
+            states,
+            v,
+            recurrent_weights,
+            *constants,
+            torch.tensor(100.0),
+            0.001,
+            False,
+            interval,
+            1,
+            False,
+            needs,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "packed"),
+    [
+        ((40, 3), torch.float32, True),
+        ((40, 3), torch.float64, False),
+        ((40, 3), torch.bfloat16, True),
+        ((3,), torch.float16, False),
+        ((), torch.float32, True),
+    ],
+    ids=str,
+)
+def test_gradients_of_weights_and_input(shape, dtype, packed):
+    grad = torch.randn(*shape, 70, dtype=torch.promote_types(dtype, torch.float32))
+    x = (torch.rand(*shape, 5) < 0.1).to(dtype)
+    spikes = None
+    if packed:
+        words = (x.long() << torch.arange(5)).sum(-1)
+        spikes = torch.stack([x.sum(-1).long(), words], -1)
+    torch.library.opcheck(torch.ops.fused_lif.weight_grad.default, (grad, x, spikes))
+    weights = torch.randn(70, 5).to(dtype)
+    torch.library.opcheck(torch.ops.fused_lif.input_grad.default, (grad, weights))

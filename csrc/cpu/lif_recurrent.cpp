@@ -39,9 +39,9 @@ struct Layer {
     return sizes;
   }
 
-  // Batch rows whose gradients of constants are summed together. Depends on the shape alone, so
-  // that results do not depend on the number of threads.
-  int64_t unit_rows() const { return std::clamp<int64_t>(B / 8, 1, 8); }
+  // Batch rows whose gradients of constants are summed together. Depends on the shape alone, and
+  // divides the rows that the loops take at a time: results do not depend on the number of threads.
+  int64_t unit_rows() const { return B >= 64 ? 8 : B >= 32 ? 4 : B >= 16 ? 2 : 1; }
 };
 
 // Numbers per row of the weights: whole vectors of every instruction set, and an odd number of
@@ -106,6 +106,7 @@ Tensor lay_out(const Tensor& weights, bool transpose, int64_t ld) {
 
 void check_layer(
     const char* op,
+    const char* name,
     const Tensor& sequence,
     const Tensor& v,
     const Tensor& recurrent_weights,
@@ -113,10 +114,10 @@ void check_layer(
   if (v.dim() < 1) fail(op, ": v must have shape [*batch, H], got ", to_string(v.sizes()));
   if (!(sequence.dim() == v.dim() || (sequence.dim() == v.dim() + 1 && sequence.size(0) >= 1)))
     fail(
-        op, ": input must have at least one time step and match v of shape ", to_string(v.sizes()),
-        ", got shape ", to_string(sequence.sizes()));
+        op, ": ", name, " must have at least one time step and match v of shape ",
+        to_string(v.sizes()), ", got shape ", to_string(sequence.sizes()));
   if (!is_floating(sequence.scalar_type()))
-    fail(op, ": input must be float64, float32, float16 or bfloat16");
+    fail(op, ": ", name, " must be float64, float32, float16 or bfloat16");
   const int64_t H = v.size(v.dim() - 1);
   const int64_t square[] = {H, H};
   check_weights(op, "recurrent_weights", recurrent_weights, {square, 2}, sequence);
@@ -249,7 +250,7 @@ Outputs lif_recurrent_forward_cpu(
     int64_t state_interval,
     bool needs_grad) {
   const char* op = "lif_recurrent_forward";
-  check_layer(op, input, v, recurrent_weights, state_interval);
+  check_layer(op, "input", input, v, recurrent_weights, state_interval);
   const ScalarType state_type = compute_type(input.scalar_type());
   const int64_t dims = v.dim(), offset = input.dim() - dims;
   for (int64_t d = 0; d + 1 < dims; ++d)
@@ -403,7 +404,7 @@ Grads lif_recurrent_backward_cpu(
     int64_t needs) {
   const char* op = "lif_recurrent_backward";
   const Surrogate surrogate = check_surrogate(op, method);
-  check_layer(op, i_jump, v, recurrent_weights, state_interval);
+  check_layer(op, "i_jump", i_jump, v, recurrent_weights, state_interval);
   const Layer layer(i_jump, v);
   const ScalarType state_type = compute_type(i_jump.scalar_type());
   const std::vector<int64_t> sequence = layer.sequence(i_jump.dim() > v.dim());
@@ -416,7 +417,8 @@ Grads lif_recurrent_backward_cpu(
     fail(op, ": states must be kept by the forward for more than ", kMaxSegment, " time steps");
   check_tensor(op, "states", states, kept_sizes, state_type, i_jump);
   if (grad_out) {
-    if (compute_type(grad_out->scalar_type()) != state_type)
+    if (!is_floating(grad_out->scalar_type()) ||
+        compute_type(grad_out->scalar_type()) != state_type)
       fail(op, ": grad_out must be of a type that is computed in that of i_jump");
     check_tensor(op, "grad_out", *grad_out, sequence_sizes, grad_out->scalar_type(), i_jump);
   }
@@ -474,7 +476,7 @@ Tensor weight_grad_as(
 
   Tensor result = new_empty({H, I}, kType);
   if (ones == 0) {
-    std::memset(result.data_ptr(), 0, size_of(result));
+    std::fill_n(static_cast<S*>(result.data_ptr()), result.numel(), S(0));
     return result;
   }
   const Tensor dense_grad = dense(grad_rows);
@@ -552,7 +554,9 @@ Tensor input_grad_cpu(Tensor grad /* [*rows, H] */, Tensor weights /* [H, I] */)
   if (!(type == ScalarType::Double || type == ScalarType::Float))
     fail(op, ": grad must be float32 or float64");
   if (grad.dim() < 1) fail(op, ": grad must have shape [*rows, H]");
-  const int64_t sizes[] = {grad.size(grad.dim() - 1), weights.dim() == 2 ? weights.size(1) : 0};
+  if (weights.dim() != 2)
+    fail(op, ": weights must have shape [H, I], got ", to_string(weights.sizes()));
+  const int64_t sizes[] = {grad.size(grad.dim() - 1), weights.size(1)};
   check_weights(op, "weights", weights, {sizes, 2}, grad);
   return type == ScalarType::Double ? input_grad_as<double>(grad, weights)
                                     : input_grad_as<float>(grad, weights);
