@@ -36,8 +36,8 @@ std::string surrogate_names() {
 // then that of z, and what lif_backward gives.
 //
 // input_grad: grad: [*rows, H], weights: [H, I]. Returns grad weights, [*rows, I].
-// weight_grad: grad: [*rows, H], input: [*rows, I]. Returns grad^T input, [H, I]; quick where input
-// are few spikes; `spikes` is the input packed into bits, if that is known.
+// weight_grad: grad: [*rows, H], input: [*rows, I], spikes: the same packed into bits; one of these
+// two may be missing; columns: I. Returns grad^T input, [H, I]; quick where input are few spikes.
 STABLE_TORCH_LIBRARY(fused_lif, m) {
   m.def(
       "lif_forward(Tensor x, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(fused_lif, m) {
       "Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, Tensor grad_v_leak, "
       "Tensor grad_v_th, Tensor grad_v_reset)");
   m.def("input_grad(Tensor grad, Tensor weights) -> Tensor");
-  m.def("weight_grad(Tensor grad, Tensor input, Tensor? spikes) -> Tensor");
+  m.def("weight_grad(Tensor grad, Tensor? input, Tensor? spikes, int columns) -> Tensor");
   m.def("surrogate_grad(Tensor s, int method, float alpha) -> Tensor");
   m.def("surrogate_names() -> str");
 }

@@ -356,7 +356,7 @@ def notebook_parameters(neurons: int, library: ModuleType = snn) -> snn.LIFParam
     return library.LIFParameters(
         tau_mem_inv=nn.Parameter(100.0 + 20.0 * torch.randn(neurons)),
         v_th=nn.Parameter(0.5 + 0.1 * torch.randn(neurons)),
-        alpha=torch.tensor(100.0),
+        alpha=torch.tensor(20.0),
     )
 
 
@@ -399,7 +399,10 @@ def recurrent(session: Session) -> list[str]:
     pixels = data.train_images.shape[1]
     model = RecurrentDigitNetwork(pixels, args.time_steps, args.form).to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), args.lr)  # one for all, as in the notebook
-    return learn_digits("recurrent", model, optimizer, data, recurrent_batch_size(args), session)
+    batch_size = recurrent_batch_size(args)
+    steps = args.epochs * data.batches_per_epoch(batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return learn_digits("recurrent", model, optimizer, data, batch_size, session, schedule)
 
 
 def import_norse() -> ModuleType | None:

@@ -185,6 +185,6 @@ def test_gradients_of_weights_and_input(shape, dtype, packed):
     if packed:
         words = (x.long() << torch.arange(5)).sum(-1)
         spikes = torch.stack([x.sum(-1).long(), words], -1)
-    torch.library.opcheck(torch.ops.fused_lif.weight_grad.default, (grad, x, spikes))
+    torch.library.opcheck(torch.ops.fused_lif.weight_grad.default, (grad, x, spikes, x.shape[-1]))
     weights = torch.randn(70, 5).to(dtype)
     torch.library.opcheck(torch.ops.fused_lif.input_grad.default, (grad, weights))

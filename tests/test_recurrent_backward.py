@@ -17,7 +17,7 @@ from helpers import (
 from test_lif_forward import DTYPES, capability, layouts  # noqa: F401 (fixture)
 from test_recurrent_forward import SHAPES
 
-from fused_lif import LIFParameters, LIFState, lif_step, lif_step_integral
+from fused_lif import LIFParameters, LIFRecurrent, LIFState, lif_step, lif_step_integral
 from fused_lif.backends import native
 
 pytestmark = pytest.mark.skipif(
@@ -397,7 +397,7 @@ def test_gradients_are_finite_far_from_the_threshold():
 
 
 def test_memory_kept_for_backward():
-    """Kept are the input, weights, spikes, i' of all steps, and v every 32 steps.
+    """Kept are the input, weights, i' of all steps, and v every 32 steps.
 
     Input and spikes are kept as bits too: of a row, the number of ones and one word per 64.
     """
@@ -413,10 +413,57 @@ def test_memory_kept_for_backward():
         case.run("cpu")
     neurons = 4 * B * H
     limit = case.x.nbytes + case.input_weights.nbytes + case.recurrent_weights.nbytes
-    limit += T * neurons  # spikes
     limit += T * neurons  # i'
     limit += math.ceil(T / 32) * neurons  # checkpoints of v
     limit += 8 * T * B * (1 + math.ceil(20 / 64) + 1 + math.ceil(H / 64))
     limit += 3 * neurons + sum(c.nbytes for c in (*case.constants, case.alpha))
     assert sum(kept.values()) <= limit
     assert case.x.data_ptr() in kept
+
+
+def test_frozen_weights_need_neither_input_nor_spikes():
+    case = random_recurrent_case((64, 8, 20, 32))
+    weights = (case.input_weights.detach(), case.recurrent_weights.detach())
+    x = case.x.detach().clone()
+    z, _ = lif_step_integral(
+        x,
+        LIFState(case.z, case.v, case.i),
+        *weights,
+        LIFParameters(*case.constants, alpha=case.alpha),
+        backend="cpu",
+    )
+    kept = z.grad_fn.saved_tensors
+    assert sum(t.nbytes for t in kept if t is not None) < 1.2 * z.nbytes + weights[1].nbytes * 3
+    x.zero_()  # as in Norse, allowed
+    z.sum().backward()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_spikes_may_be_changed_in_place(exact):
+    case = random_recurrent_case((20, 3, 5, 7))
+    layer = LIFRecurrent(5, 7, LIFParameters(v_th=0.3), backend="cpu", exact=exact)
+    z, _ = layer(case.x)
+    if exact:  # then the spikes themselves are kept
+        z = z.clone()
+    z.mul_(2.0)
+    z.sum().backward()
+    expected, layer.recurrent_weights.grad = layer.recurrent_weights.grad, None
+    (2.0 * layer(case.x)[0]).sum().backward()
+    assert torch.equal(expected, layer.recurrent_weights.grad)
+
+
+@pytest.mark.parametrize("shape", [(5, 0, 3, 4), (5, 2, 3, 0)])
+def test_no_rows_or_neurons_with_constants_of_their_shape(shape):
+    T, B, features, H = shape
+    tau_mem_inv = torch.full((B, H), 100.0, requires_grad=True)
+    zero = torch.zeros(B, H)
+    z, _ = lif_step_integral(
+        torch.rand(T, B, features),
+        LIFState(zero, zero, zero),
+        torch.ones(H, features),
+        torch.ones(H, H),
+        LIFParameters(tau_mem_inv=tau_mem_inv),
+        backend="cpu",
+    )
+    z.sum().backward()
+    assert tau_mem_inv.grad.shape == (B, H)

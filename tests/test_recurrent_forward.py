@@ -391,14 +391,19 @@ def test_exact_has_the_bits_of_eager_torch(shape, dtype, with_gradient):
         assert_equal_reference(case._replace(x=torch.randn_like(case.x)))
 
 
-def test_weights_of_a_silent_input_are_not_looked_at():
-    case = random_recurrent_case((20, 3, 100, 40), density=0.02)
-    x, weights = case.x.detach().clone(), case.input_weights.detach().clone()
-    x[..., 7] = 0
-    expected = case._replace(x=x).run("cpu")
-    weights[:, 7] = math.inf
-    for a, e in zip(case._replace(x=x, input_weights=weights).run("cpu"), expected):
-        assert_same_bits(a, e)
+@pytest.mark.parametrize("weight", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["input_weights", "recurrent_weights"])
+def test_non_finite_weights_come_out_even_of_silent_senders(name, weight):
+    case = random_recurrent_case((5, 20, 100, 40), density=0.02)
+    case = case._replace(x=case.x.detach().clone(), z=torch.zeros_like(case.z))
+    case.x[..., 7] = 0
+    weights = getattr(case, name).detach().clone()
+    weights[3, 7] = weight
+    case = case._replace(**{name: weights})
+    _, v, _ = case.run("cpu")
+    assert v[:, 3].isnan().all()
+    assert v[:, 4].isfinite().all() or name == "recurrent_weights"
+    assert_equal_reference(case)
 
 
 def test_non_finite_input_comes_out():

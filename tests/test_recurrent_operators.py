@@ -33,9 +33,13 @@ def assert_product_close(actual, a, b):
     assert (error <= limit).all(), f"off by {(error - limit).max():.1e} more than allowed"
 
 
+def weight_grad_of(grad, x, spikes=None):
+    return ops.weight_grad(grad, x, spikes, x.shape[-1])
+
+
 def check_weight_grad(grad, x, spikes=None):
     """Compares weight_grad of any batch with a matrix product and returns it."""
-    actual = ops.weight_grad(grad, x, spikes)
+    actual = weight_grad_of(grad, x, spikes)
     assert actual.dtype == grad.dtype
     rows = x.shape[:-1].numel()
     a, b = (t.reshape(rows, t.shape[-1]) for t in (grad, x))
@@ -95,7 +99,7 @@ def test_weight_grad(dtype, density, capability):  # noqa: F811
     grad = torch.randn(30, 7, 100, dtype=torch.promote_types(dtype, torch.float32))
     actual = check_weight_grad(grad, x)
     assert actual.any() == (density > 0)
-    assert_same_bits(ops.weight_grad(grad, x, pack(x)), actual)
+    assert_same_bits(weight_grad_of(grad, x, pack(x)), actual)
 
 
 @pytest.mark.parametrize("hidden", [1, 15, 16, 17, 100, 257])
@@ -156,10 +160,10 @@ def test_real_inputs(dtype):
 def test_negative_zero_is_no_spike_and_nan_is_one():
     x = random_spikes(50, 70)
     grad = torch.randn(50, 20)
-    expected = ops.weight_grad(grad, x, None)
-    assert_same_bits(ops.weight_grad(grad, torch.where(x == 0, -0.0, x), None), expected)
+    expected = weight_grad_of(grad, x, None)
+    assert_same_bits(weight_grad_of(grad, torch.where(x == 0, -0.0, x), None), expected)
     x[7, 3] = torch.nan
-    actual = ops.weight_grad(grad, x, None)
+    actual = weight_grad_of(grad, x, None)
     assert actual[:, 3].isnan().all()
     assert not actual[:, 4].isnan().any()
 
@@ -174,7 +178,7 @@ def test_no_rows_or_columns(shape, inputs, hidden):
     check_weight_grad(grad, x)
     check_weight_grad(grad, torch.zeros_like(x))
     check_weight_grad(grad, x, pack(x))
-    assert ops.weight_grad(grad, x, None).shape == (hidden, inputs)
+    assert weight_grad_of(grad, x, None).shape == (hidden, inputs)
     assert ops.input_grad(grad, torch.randn(hidden, inputs)).shape == (*shape, inputs)
 
 
@@ -200,20 +204,20 @@ def test_any_layout(features, density):
     x, grad = random_spikes(20, 6, features, density=density), torch.randn(20, 6, 40)
     x[0, 0, 0] = 1
     for name, other in views(x):
-        other_grad = ops.weight_grad(grad, other, None)
-        assert_same_bits(other_grad, ops.weight_grad(grad, other.clone().contiguous(), None), name)
+        other_grad = weight_grad_of(grad, other, None)
+        assert_same_bits(other_grad, weight_grad_of(grad, other.clone().contiguous(), None), name)
         check_weight_grad(grad, other)
     for name, other in views(grad):
         expected = check_weight_grad(other.contiguous(), x)
-        assert_same_bits(ops.weight_grad(other, x, None), expected, name)
+        assert_same_bits(weight_grad_of(other, x, None), expected, name)
     spikes = pack(x).transpose(0, 2).contiguous().transpose(0, 2)
-    assert_same_bits(ops.weight_grad(grad, x, spikes), ops.weight_grad(grad, x, None))
+    assert_same_bits(weight_grad_of(grad, x, spikes), weight_grad_of(grad, x, None))
 
 
 def test_several_batch_dimensions():
     x, grad = random_spikes(4, 2, 3, 5, 70), torch.randn(4, 2, 3, 5, 20)
     actual = check_weight_grad(grad, x)
-    flat = ops.weight_grad(grad.flatten(0, 3), x.flatten(0, 3), None)
+    flat = weight_grad_of(grad.flatten(0, 3), x.flatten(0, 3), None)
     assert_same_bits(actual, flat)
     weights = torch.randn(20, 70)
     actual, flat = check_input_grad(grad, weights), ops.input_grad(grad.flatten(0, 3), weights)
@@ -234,10 +238,10 @@ def test_every_number_of_threads_has_the_same_bits(inputs, hidden, capability): 
     """Where the input is sparse; dense products are those of torch."""
     x, grad = random_spikes(2000, inputs, density=0.05), torch.randn(2000, hidden)
     weights = torch.randn(hidden, inputs)
-    expected = with_threads(1, lambda: ops.weight_grad(grad, x, None))
+    expected = with_threads(1, lambda: weight_grad_of(grad, x, None))
     expected_input = with_threads(1, lambda: ops.input_grad(grad, weights))
     for n in (2, 3):
-        assert_same_bits(with_threads(n, lambda: ops.weight_grad(grad, x, None)), expected)
+        assert_same_bits(with_threads(n, lambda: weight_grad_of(grad, x, None)), expected)
         assert_same_bits(with_threads(n, lambda: ops.input_grad(grad, weights)), expected_input)
 
 
@@ -356,8 +360,8 @@ def test_rows_that_are_not_spikes_are_flagged(dtype, value, capability):  # noqa
     assert_same_bits(input_spikes[~flagged], expected[~flagged])
     assert_same_bits(hidden_spikes, pack(out))
     grad = torch.randn(20, 11, 30, dtype=torch.promote_types(dtype, torch.float32))
-    actual = ops.weight_grad(grad, x, input_spikes)
-    torch.testing.assert_close(actual, ops.weight_grad(grad, x, None), equal_nan=True)
+    actual = weight_grad_of(grad, x, input_spikes)
+    torch.testing.assert_close(actual, weight_grad_of(grad, x, None), equal_nan=True)
     if abs(value) <= 2:
         check_weight_grad(grad, x, input_spikes)
 
@@ -374,6 +378,8 @@ def test_packed_spikes_give_the_same_bits(density, capability):  # noqa: F811
     out, input_spikes, hidden_spikes = run_layer(x, hidden=100)
     grad = torch.randn(30, 9, 100)
     assert_same_bits(check_weight_grad(grad, x, input_spikes), check_weight_grad(grad, x))
+    without_input = ops.weight_grad(grad, None, input_spikes, x.shape[-1])
+    assert_same_bits(without_input, check_weight_grad(grad, x))
     shifted = grad[1:], out[:-1]
     assert_same_bits(check_weight_grad(*shifted, hidden_spikes[:-1]), check_weight_grad(*shifted))
 
@@ -433,7 +439,7 @@ def backward(**changes):
 
 
 def weight_grad(**changes):
-    arguments = {"grad": zeros(T, B, H), "input": zeros(T, B, N), "spikes": None}
+    arguments = {"grad": zeros(T, B, H), "input": zeros(T, B, N), "spikes": None, "columns": N}
     return ops.weight_grad(**{**arguments, **changes})
 
 
@@ -534,12 +540,15 @@ MESSAGES = {
         ({"method": -1}, "unknown surrogate id -1; known ids are 0 to 8"),
     ],
     weight_grad: [
-        ({"grad": zeros(T, H)}, "input must have the dimensions of grad"),
-        ({"grad": zeros(), "input": zeros()}, "input must have the dimensions of grad"),
-        ({"grad": zeros(T, 5, H)}, "input must have the batch of grad, of shape [6, 5, 3], got"),
-        ({"grad": zeros(5, B, H)}, "input must have the batch of grad, of shape [5, 2, 3], got"),
+        ({"grad": zeros(T, H)}, "input must have shape [6, 4] to match"),
+        ({"grad": zeros(), "input": zeros()}, "grad must be float32 or float64, of shape [*rows"),
+        ({"grad": zeros(T, 5, H)}, "input must have shape [6, 5, 4] to match"),
+        ({"grad": zeros(5, B, H)}, "input must have shape [5, 2, 4] to match"),
+        ({"columns": 5}, "input must have shape [6, 2, 5] to match"),
+        ({"columns": -1}, "columns must not be negative, got -1"),
+        ({"input": None}, "input or spikes must be given"),
         ({"grad": double(T, B, H)}, "grad must be of the type that input is computed in"),
-        ({"grad": zeros(T, B, H, dtype=torch.float16)}, "grad must be of the type that input is"),
+        ({"grad": zeros(T, B, H, dtype=torch.float16)}, "grad must be float32 or float64"),
         ({"input": double(T, B, N)}, "grad must be of the type that input is computed in"),
         ({"input": long(T, B, N)}, "grad must be of the type that input is computed in"),
         ({"spikes": long(T, B, 3)}, "spikes must have shape [6, 2, 2]"),
@@ -585,4 +594,4 @@ def test_packed_spikes_that_are_wrong_do_no_harm(count):
         x, grad = random_spikes(40, features), torch.randn(40, 20)
         spikes = torch.full_like(pack(x), -1)  # bits of columns that do not exist
         spikes[:, 0] = count
-        assert ops.weight_grad(grad, x, spikes).shape == (20, features)
+        assert weight_grad_of(grad, x, spikes).shape == (20, features)

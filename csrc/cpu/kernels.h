@@ -50,6 +50,11 @@ struct Constant {
   int64_t period;
 };
 
+// Whether all rows of H columns have the same values.
+static inline bool repeats_every_row(const Constant& c, int64_t H) {
+  return c.period == 1 || H % (c.inner * c.period) == 0;
+}
+
 // Where a unit of columns sums the gradient of a constant up to: slot_of(m) of its own row.
 struct GradSum {
   void* partial;  // [units, slots]; null if not needed; the last kMaxLanes slots are padding
@@ -99,6 +104,7 @@ struct RecurrentForward {
   Sequence input;                           // [T, B * I], each row of I numbers contiguous
   const void* input_weights;                // [I, ld], transposed
   const void* recurrent_weights;            // [H, ld], transposed
+  bool always_dense;                        // a weight is not finite: 0 times it must show
   const void *input_sums, *recurrent_sums;  // [B, H]: if given, instead of sums over weights
   const void *z0, *v0, *i0;                 // [B, H]
   Constant constants[kNumConstants];

@@ -3,6 +3,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <tuple>
 
 #include "capability.h"
@@ -27,6 +28,8 @@ struct Layer {
         B(product(step, 0, step.size() - 1)),
         H(step.back()),
         M(B * H) {}
+
+  int64_t rows() const { return H == 0 ? 0 : B; }  // that have something to compute
 
   std::vector<int64_t> sequence(bool has_time) const {
     std::vector<int64_t> sizes = step;
@@ -71,10 +74,23 @@ Tensor matrix_product(const Tensor& a, const Tensor& b) {
   return result;
 }
 
-// The weights, or their transpose, in the type of the computation as rows of `ld` numbers, padded
-// with zeros.
 template <typename S>
-Tensor lay_out(const Tensor& weights, bool transpose, int64_t ld) {
+bool all_finite(const S* p, int64_t n) {
+  using Bits = std::conditional_t<sizeof(S) == 8, uint64_t, uint32_t>;
+  constexpr Bits kExponent = sizeof(S) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
+  Bits infinite = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    Bits bits;
+    std::memcpy(&bits, p + k, sizeof(S));
+    infinite |= (bits & kExponent) == kExponent;
+  }
+  return infinite == 0;
+}
+
+// The weights, or their transpose, in the type of the computation as rows of `ld` numbers, padded
+// with zeros. Clears `finite` if one of them is not.
+template <typename S>
+Tensor lay_out(const Tensor& weights, bool transpose, int64_t ld, std::atomic<bool>& finite) {
   constexpr int64_t kBlock = 16;  // of a transposition: rows and columns that fit the L1 cache
   const int64_t r_dim = transpose ? 1 : 0, c_dim = 1 - r_dim;
   const int64_t rows = weights.size(r_dim), columns = weights.size(c_dim);
@@ -84,22 +100,23 @@ Tensor lay_out(const Tensor& weights, bool transpose, int64_t ld) {
   const bool same_type = weights.scalar_type() == kScalarType<S>;
   parallel(rows, kBlock, 2 * ld, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) std::fill(to + r * ld + columns, to + (r + 1) * ld, S(0));
-    if (same_type && stride_r == 1)
-      return current_kernels().transpose(
+    if (same_type && stride_r == 1) {
+      current_kernels().transpose(
           sizeof(S) == 8, weights.data_ptr(), stride_c, columns, begin, end, to, ld);
-    if (same_type && stride_c == 1) {
+    } else if (same_type && stride_c == 1) {
       for (int64_t r = begin; r < end; ++r)
         std::copy_n(static_cast<const S*>(weights.data_ptr()) + r * stride_r, columns, to + r * ld);
-      return;
+    } else {
+      visit_elements(weights, [&](const auto* from) {
+        using P = std::conditional_t<std::is_same_v<decltype(from), const double*>, double, float>;
+        for (int64_t r0 = begin; r0 < end; r0 += kBlock)
+          for (int64_t c0 = 0; c0 < columns; c0 += kBlock)
+            for (int64_t r = r0; r < std::min(end, r0 + kBlock); ++r)
+              for (int64_t c = c0; c < std::min(columns, c0 + kBlock); ++c)
+                to[r * ld + c] = static_cast<S>(static_cast<P>(from[r * stride_r + c * stride_c]));
+      });
     }
-    visit_elements(weights, [&](const auto* from) {
-      using P = std::conditional_t<std::is_same_v<decltype(from), const double*>, double, float>;
-      for (int64_t r0 = begin; r0 < end; r0 += kBlock)
-        for (int64_t c0 = 0; c0 < columns; c0 += kBlock)
-          for (int64_t r = r0; r < std::min(end, r0 + kBlock); ++r)
-            for (int64_t c = c0; c < std::min(columns, c0 + kBlock); ++c)
-              to[r * ld + c] = static_cast<S>(static_cast<P>(from[r * stride_r + c * stride_c]));
-    });
+    if (!all_finite(to + begin * ld, (end - begin) * ld)) finite = false;
   });
   return result;
 }
@@ -129,13 +146,12 @@ void check_layer(
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Room for the packed rows of a sequence [*rows, n]; empty if not needed.
-Tensor new_packed(bool needed, const std::vector<int64_t>& sequence, int64_t n) {
-  std::vector<int64_t> sizes = {0};
-  if (needed) {
-    sizes = sequence;
-    sizes.back() = packed_size(n);
-  }
+// Room for the rows of a sequence [*rows, n], packed; empty if not needed.
+Tensor new_packed(bool needed, std::vector<int64_t> sizes) {
+  if (needed)
+    sizes.back() = packed_size(sizes.back());
+  else
+    sizes = {0};
   return new_empty(sizes, ScalarType::Long);
 }
 
@@ -166,8 +182,8 @@ Outputs forward_as(
   Tensor states = new_empty(layer.states(interval), kType);
   const bool packs = needs_grad && !exact;
   const int64_t I = input_shape.step.back();
-  Tensor input_spikes = new_packed(packs, to_vector(input.sizes()), I);
-  Tensor hidden_spikes = new_packed(packs, to_vector(out.sizes()), layer.H);
+  Tensor input_spikes = new_packed(packs, to_vector(input.sizes()));
+  Tensor hidden_spikes = new_packed(packs, to_vector(out.sizes()));
 
   RecurrentForward args{};
   args.T = args.t1 = layer.T;
@@ -195,7 +211,7 @@ Outputs forward_as(
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(input.scalar_type());
   const auto run = [&](int64_t work) {
-    parallel(layer.B, 1, work, [&](int64_t begin, int64_t end) {
+    parallel(layer.rows(), 1, work, [&](int64_t begin, int64_t end) {
       kernels.recurrent_forward(args, reset, dtype, begin, end);
     });
   };
@@ -203,8 +219,10 @@ Outputs forward_as(
   if (!exact) {
     Tensor dense_input;
     args.input = describe_sequence(input, input_shape, dense_input);
-    const Tensor from_input = lay_out<S>(input_weights, true, args.ld);
-    const Tensor from_hidden = lay_out<S>(recurrent_weights, true, args.ld);
+    std::atomic<bool> finite = true;
+    const Tensor from_input = lay_out<S>(input_weights, true, args.ld, finite);
+    const Tensor from_hidden = lay_out<S>(recurrent_weights, true, args.ld, finite);
+    args.always_dense = !finite;
     args.input_weights = from_input.data_ptr();
     args.recurrent_weights = from_hidden.data_ptr();
     // A guess: one input in sixteen is a spike.
@@ -329,7 +347,8 @@ Grads backward_as(
   args.rows = rows_of(layer.T, interval);
   args.interval = std::max<int64_t>(interval, 1);
   args.segment = std::min(interval > 1 ? interval : kMaxSegment, layer.T);
-  const Tensor weights = lay_out<S>(recurrent_weights, false, args.ld);
+  std::atomic<bool> finite;  // does not matter: backward's products are dense
+  const Tensor weights = lay_out<S>(recurrent_weights, false, args.ld, finite);
   args.recurrent_weights = weights.data_ptr();
   std::copy(std::begin(set.constants), std::end(set.constants), args.constants);
   args.grad_v = data_of(grad_v);
@@ -352,8 +371,7 @@ Grads backward_as(
   // Rows are summed together where all of them have the same constants.
   bool shared = true;
   for (int k = 0; k < kNumGrads; ++k)
-    shared = shared && (set.layout(k).period == 1 ||
-                        layer.H % (set.layout(k).inner * set.layout(k).period) == 0);
+    shared = shared && repeats_every_row(args.constants[k], layer.H);
   args.unit_rows = shared ? layer.unit_rows() : 1;
   const int64_t unit = args.unit_rows * std::max<int64_t>(layer.H, 1);
   PartialSums<S> sums[kNumGrads];
@@ -364,9 +382,10 @@ Grads backward_as(
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(grad_out ? grad_out->scalar_type() : kType);
   const bool constant_grads = needs >> kNeedsConstants != 0;
-  parallel(layer.B, args.unit_rows, layer.T * args.ld * (8 + layer.H), [&](int64_t b0, int64_t b1) {
-    kernels.recurrent_backward(args, reset, constant_grads, dtype, b0, b1);
-  });
+  parallel(
+      layer.rows(), args.unit_rows, layer.T * args.ld * (8 + layer.H), [&](int64_t b0, int64_t b1) {
+        kernels.recurrent_backward(args, reset, constant_grads, dtype, b0, b1);
+      });
 
   Tensor grads[kNumGrads];
   for (int k = 0; k < kNumGrads; ++k) {
@@ -440,38 +459,52 @@ Grads lif_recurrent_backward_cpu(
 // ---- gradients of weights ----
 
 // More spikes than this share of the senders are quicker in a dense product.
-constexpr double kDenseShare = 0.2;
+constexpr double kMostSpikes = 0.2;
 
+// Packed rows of n numbers as ones and zeros.
+template <typename S>
+Tensor unpacked(const uint64_t* words, int64_t rows, int64_t n) {
+  Tensor result = new_empty({rows, n}, kScalarType<S>);
+  S* to = static_cast<S*>(result.data_ptr());
+  parallel(rows, 1, 4 * n, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t k = 0; k < n; ++k)
+        to[r * n + k] = S(words[r * packed_size(n) + 1 + k / kWord] >> (k % kWord) & 1);
+  });
+  return result;
+}
+
+// grad: [rows, H]; `input` and `spikes` as in weight_grad.
 template <typename S>
 Tensor weight_grad_as(
     const Tensor& grad,
-    const Tensor& input,
+    const std::optional<Tensor>& input,
     const std::optional<Tensor>& spikes,
-    const Shape& shape) {
+    int64_t I) {
   constexpr ScalarType kType = kScalarType<S>;
-  const int64_t I = shape.step.back(), H = grad.size(grad.dim() - 1);
-  const int64_t B = product(shape.step, 0, shape.step.size() - 1), rows = shape.T * B;
+  const int64_t rows = grad.size(0), H = grad.size(1);
   const Kernels& kernels = current_kernels();
 
-  const Tensor packed = spikes ? dense(*spikes) : new_packed(true, to_vector(input.sizes()), I);
+  const Tensor packed = spikes ? dense(*spikes) : new_packed(true, {rows, I});
   uint64_t* words = static_cast<uint64_t*>(packed.data_ptr());
   if (!spikes) {
+    const Shape shape(*input, input->dim() == 1 ? 1 : input->dim() - 1);
     Tensor dense_input;
-    const Sequence x = describe_sequence(input, shape, dense_input);
-    const DType dtype = to_dtype(input.scalar_type());
+    const Sequence x = describe_sequence(*input, shape, dense_input);
+    const DType dtype = to_dtype(input->scalar_type());
     parallel(rows, 1, I, [&](int64_t begin, int64_t end) {
-      kernels.pack_spikes(x, dtype, B, I, begin, end, words);
+      kernels.pack_spikes(x, dtype, rows / shape.T, I, begin, end, words);
     });
   }
-  const double most = kDenseShare * static_cast<double>(rows * I);
+  const double most = kMostSpikes * static_cast<double>(rows * I);
   double ones = 0;
   for (int64_t r = 0; r < rows && ones <= most; ++r)
     ones += static_cast<double>(words[r * packed_size(I)]);  // kNotSpikes is large
-  const Tensor grad_rows = torch::stable::reshape(grad, {rows, H});
   if (ones > most) {
-    const Tensor input_rows = torch::stable::reshape(input, {rows, I});
-    return matrix_product(
-        torch::stable::transpose(grad_rows, 0, 1), torch::stable::to(input_rows, kType));
+    const Tensor input_rows =
+        input ? torch::stable::to(torch::stable::reshape(*input, {rows, I}), kType)
+              : unpacked<S>(words, rows, I);
+    return matrix_product(torch::stable::transpose(grad, 0, 1), input_rows);
   }
 
   Tensor result = new_empty({H, I}, kType);
@@ -479,7 +512,7 @@ Tensor weight_grad_as(
     std::fill_n(static_cast<S*>(result.data_ptr()), result.numel(), S(0));
     return result;
   }
-  const Tensor dense_grad = dense(grad_rows);
+  const Tensor dense_grad = dense(grad);
   WeightGrad args{};
   args.rows = rows;
   args.I = I;
@@ -501,29 +534,31 @@ Tensor weight_grad_as(
 }
 
 Tensor weight_grad_cpu(
-    Tensor grad,                     // [T, *batch, H]
-    Tensor input,                    // [T, *batch, I]
-    std::optional<Tensor> spikes) {  // input, packed
+    Tensor grad,                   // [*rows, H]
+    std::optional<Tensor> input,   // [*rows, I]
+    std::optional<Tensor> spikes,  // [*rows, packed_size(I)]
+    int64_t columns) {             // I
   const char* op = "weight_grad";
-  if (!(input.dim() >= 1 && grad.dim() == input.dim()))
-    fail(op, ": input must have the dimensions of grad");
-  for (int64_t d = 0; d + 1 < grad.dim(); ++d)
-    if (input.size(d) != grad.size(d))
-      fail(
-          op, ": input must have the batch of grad, of shape ", to_string(grad.sizes()),
-          ", got shape ", to_string(input.sizes()));
-  if (!(is_floating(input.scalar_type()) &&
-        grad.scalar_type() == compute_type(input.scalar_type())))
-    fail(op, ": grad must be of the type that input is computed in");
-  if (spikes) {
-    std::vector<int64_t> sizes = to_vector(input.sizes());
-    sizes.back() = packed_size(sizes.back());
-    check_tensor(op, "spikes", *spikes, {sizes.data(), sizes.size()}, ScalarType::Long, input);
+  const ScalarType type = grad.scalar_type();
+  if (!(grad.dim() >= 1 && (type == ScalarType::Double || type == ScalarType::Float)))
+    fail(op, ": grad must be float32 or float64, of shape [*rows, H]");
+  if (!input && !spikes) fail(op, ": input or spikes must be given");
+  if (columns < 0) fail(op, ": columns must not be negative, got ", columns);
+  std::vector<int64_t> sizes = to_vector(grad.sizes());
+  const int64_t H = sizes.back(), rows = product(sizes, 0, sizes.size() - 1);
+  if (input) {
+    sizes.back() = columns;
+    if (!is_floating(input->scalar_type()) || compute_type(input->scalar_type()) != type)
+      fail(op, ": grad must be of the type that input is computed in");
+    check_tensor(op, "input", *input, {sizes.data(), sizes.size()}, input->scalar_type(), grad);
   }
-  const Shape shape(input, input.dim() == 1 ? 1 : input.dim() - 1);
-  const auto run =
-      grad.scalar_type() == ScalarType::Double ? &weight_grad_as<double> : &weight_grad_as<float>;
-  return run(grad, input, spikes, shape);
+  if (spikes) {
+    sizes.back() = packed_size(columns);
+    check_tensor(op, "spikes", *spikes, {sizes.data(), sizes.size()}, ScalarType::Long, grad);
+  }
+  const Tensor grad_rows = torch::stable::reshape(grad, {rows, H});
+  return type == ScalarType::Double ? weight_grad_as<double>(grad_rows, input, spikes, columns)
+                                    : weight_grad_as<float>(grad_rows, input, spikes, columns);
 }
 
 template <typename S>
@@ -536,7 +571,9 @@ Tensor input_grad_as(const Tensor& grad, const Tensor& weights) {
   args.I = weights.size(1);
   args.ld = padded<S>(args.I);
   args.allocate = &scratch;
-  const Tensor dense_grad = dense(grad), dense_weights = lay_out<S>(weights, false, args.ld);
+  std::atomic<bool> finite;
+  const Tensor dense_grad = dense(grad),
+               dense_weights = lay_out<S>(weights, false, args.ld, finite);
   Tensor result = new_empty(sizes, kScalarType<S>);
   args.grad = dense_grad.data_ptr();
   args.weights = dense_weights.data_ptr();

@@ -10,7 +10,6 @@
 #endif
 
 #include <cstdint>
-#include <utility>
 
 #include "../surrogate.h"
 
@@ -275,10 +274,16 @@ FUSED_LIF_INLINE void store_some(IO* p, Vector<S> x, int64_t n) {
   __builtin_memcpy(p, &raw, n * sizeof(IO));
 }
 
+template <int... kIndex>
+struct Indices {};
+template <int kCount, int... kIndex>
+struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, kIndex...> {};
+template <int... kIndex>
+struct MakeIndices<0, kIndex...> : Indices<kIndex...> {};
+
 // a[0], b[0], a[1], b[1], ...: from the first halves of a and b, or from the second ones.
 template <typename S, bool kSecond, int... kIndex>
-FUSED_LIF_INLINE Vector<S>
-interleave(Vector<S> a, Vector<S> b, std::integer_sequence<int, kIndex...>) {
+FUSED_LIF_INLINE Vector<S> interleave(Vector<S> a, Vector<S> b, Indices<kIndex...>) {
   constexpr int L = kLanes<S>, kFirst = kSecond ? L / 2 : 0;
 #if defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + kIndex % 2 * L)...);
@@ -291,7 +296,6 @@ interleave(Vector<S> a, Vector<S> b, std::integer_sequence<int, kIndex...>) {
 template <typename S>
 FUSED_LIF_INLINE void transpose_block(const S* from, int64_t stride, S* to, int64_t ld) {
   constexpr int L = kLanes<S>;
-  using Index = std::make_integer_sequence<int, L>;
   Vector<S> rows[L], mixed[L];
 #pragma GCC unroll 16
   for (int k = 0; k < L; ++k) rows[k] = load(from + k * stride);
@@ -299,8 +303,8 @@ FUSED_LIF_INLINE void transpose_block(const S* from, int64_t stride, S* to, int6
   for (int stage = 1; stage < L; stage *= 2) {
 #pragma GCC unroll 16
     for (int k = 0; k < L / 2; ++k) {
-      mixed[2 * k] = interleave<S, false>(rows[k], rows[k + L / 2], Index{});
-      mixed[2 * k + 1] = interleave<S, true>(rows[k], rows[k + L / 2], Index{});
+      mixed[2 * k] = interleave<S, false>(rows[k], rows[k + L / 2], MakeIndices<L>{});
+      mixed[2 * k + 1] = interleave<S, true>(rows[k], rows[k + L / 2], MakeIndices<L>{});
     }
 #pragma GCC unroll 16
     for (int k = 0; k < L; ++k) rows[k] = mixed[k];

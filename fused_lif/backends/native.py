@@ -122,8 +122,10 @@ def _input_grad_fake(grad: Tensor, weights: Tensor) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], weights.shape[1]))
 
 
-def _weight_grad_fake(grad: Tensor, input_tensor: Tensor, spikes: Tensor | None) -> Tensor:
-    return grad.new_empty((grad.shape[-1], input_tensor.shape[-1]))
+def _weight_grad_fake(
+    grad: Tensor, input_tensor: Tensor | None, spikes: Tensor | None, columns: int
+) -> Tensor:
+    return grad.new_empty((grad.shape[-1], columns))
 
 
 def _surrogate_grad_fake(s: Tensor, method: int, alpha: float) -> Tensor:
@@ -227,12 +229,12 @@ class _LIFSequence(torch.autograd.Function):
 
 
 class _LIFRecurrent(torch.autograd.Function):
-    """Gradients of ``lif_recurrent_forward`` for ``x``, the state, the weights, the constants."""
+    """Gradients of ``lif_recurrent_forward``: input, state, weights and constants."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        input_tensor: Tensor,
         z: Tensor,
         v: Tensor,
         i: Tensor,
@@ -251,7 +253,7 @@ class _LIFRecurrent(torch.autograd.Function):
         weights = (input_weights, recurrent_weights)
         constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
         out, v_end, i_end, i_jump, states, *packed = _lif_recurrent_forward(
-            x,
+            input_tensor,
             z,
             v,
             i,
@@ -264,12 +266,16 @@ class _LIFRecurrent(torch.autograd.Function):
             True,
         )
         input_spikes, hidden_spikes = (None, None) if exact else packed
-        ctx.save_for_backward(
-            *(x, input_spikes, z, out, hidden_spikes),
-            *(i_jump, states, v, *weights, *constants, alpha),
-        )
+        # What the gradients of the weights need; spikes as bits, where they are.
+        senders = (input_tensor, input_spikes) if ctx.needs_input_grad[4] else (None, None)
+        if ctx.needs_input_grad[5]:
+            senders += (z, out if exact else None, hidden_spikes)
+        else:
+            senders += (None, None, None)
+        ctx.save_for_backward(*senders, i_jump, states, v, *weights, *constants, alpha)
         ctx.options = options
         ctx.autapses = autapses
+        ctx.input_dtype = input_tensor.dtype
         ctx.set_materialize_grads(False)
         if options.state_interval == 1:
             return out, v_end, i_end, states
@@ -298,37 +304,36 @@ class _LIFRecurrent(torch.autograd.Function):
 
 def _recurrent_grads(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
     """Returns the gradients in the order of the forward's inputs; empty where not needed."""
-    x, input_spikes, z, out, hidden_spikes, *rest = ctx.saved_tensors
+    input_tensor, input_spikes, z, out, hidden_spikes, *rest = ctx.saved_tensors
     i_jump, states, v, input_weights, recurrent_weights, *constants = rest
     options: _Options = ctx.options
-    needs_x, needs_z, needs_v, needs_i, needs_in, needs_rec, *needs_constants, _ = (
+    needs_input, needs_z, needs_v, needs_i, needs_in, needs_rec, *needs_constants, _ = (
         ctx.needs_input_grad[:12]
     )
     needs, bit = 0, 1
     for needed in (needs_z, needs_v, needs_i, *needs_constants):
         needs, bit = needs | bit * needed, 2 * bit
     dt, _, *options_backward = options
-    grad_current, *grad_others = _lif_recurrent_backward(
+    grad_x, *grad_others = _lif_recurrent_backward(
         *grads, i_jump, states, v, recurrent_weights, *constants, dt, *options_backward, needs
     )
-    empty = v.new_empty((0,))
-    grad_x = grad_in = grad_rec = empty
-    if needs_x:
-        grad_x = _input_grad(grad_current, input_weights).to(x.dtype)
+    grad_input = grad_in = grad_rec = v.new_empty((0,))
+    hidden_size, input_size = input_weights.shape
+    if needs_input:
+        grad_input = _input_grad(grad_x, input_weights).to(ctx.input_dtype)
     if needs_in:
-        grad_in = _weight_grad(grad_current, x, input_spikes).to(input_weights.dtype)
+        grad_in = _weight_grad(grad_x, input_tensor, input_spikes, input_size)
+        grad_in = grad_in.to(input_weights.dtype)
     if needs_rec:
-        if out.dim() == z.dim():
-            grad_rec = _weight_grad(grad_current, z, None)
-        else:
-            grad_rec = _weight_grad(grad_current[0], z, None)
-            if len(out) > 1:
-                before = None if hidden_spikes is None else hidden_spikes[:-1]
-                grad_rec += _weight_grad(grad_current[1:], out[:-1], before)
+        has_time = grad_x.dim() > v.dim()
+        grad_rec = _weight_grad(grad_x[0] if has_time else grad_x, z, None, hidden_size)
+        if has_time and len(grad_x) > 1:
+            before = (None if t is None else t[:-1] for t in (out, hidden_spikes))
+            grad_rec += _weight_grad(grad_x[1:], *before, hidden_size)
         if not ctx.autapses:
             grad_rec.fill_diagonal_(0.0)
         grad_rec = grad_rec.to(recurrent_weights.dtype)
-    return (grad_x, *grad_others[:3], grad_in, grad_rec, *grad_others[3:])
+    return (grad_input, *grad_others[:3], grad_in, grad_rec, *grad_others[3:])
 
 
 def _needs_grad(tensors: Iterable[Tensor | None]) -> bool:

@@ -23,7 +23,8 @@ spikes :math:`x_t` and its own spikes of the step before through weights:
 The gradient of :math:`H` is the surrogate ``p.method`` (:mod:`fused_lif.surrogate`). It also flows
 through the reset, unless ``detach_reset=True``, the default of recurrent layers. All functions are
 differentiable with respect to the input, the weights, the initial state and the five constants.
-Nothing is saved per step but the input, or the current :math:`i'` of a recurrent layer.
+Nothing is saved per step but the input, and in a recurrent layer the current :math:`i'` and, as
+bits, the spikes.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def lif_step_integral(
     Sums over weights are taken in ascending order of the sender, and where few senders fire only
     over those. The result for a batch row depends neither on the other rows nor on threads, for an
     input of spikes nor on the instruction set; it differs from that of eager torch by the rounding
-    of these sums. Weights of a sender that does not fire need not be looked at, be they infinite.
+    of these sums.
 
     Args:
         input_tensor: Input :math:`x`, shape ``[T, B, I]``, ``[T, I]`` or any other with time first
@@ -187,7 +188,7 @@ def lif_step_integral(
     if states is not None:
         return z, LIFState(z, *states.unbind(0))
     assert i is not None
-    return z, LIFState(z[-1], v, i)
+    return z, LIFState(z[-1].clone(), v, i)  # a view would keep all steps alive
 
 
 def lif_feed_forward_step(

@@ -34,7 +34,8 @@ DIFFERENCES: dict[str, str] = {
     "sums over weights": "in ascending order of the sending neuron; with exact=True those of Norse",
     "autapses": "the rule survives deepcopy, pickle and functional_call; Norse's hook does not",
     "weights given as tensors": "become buffers, and the caller's tensor keeps its diagonal; Norse "
-    "has a plain attribute, changes it in place and makes it require a gradient",
+    "has a plain attribute, which no checkpoint has, changes it in place and makes it require a "
+    "gradient",
     "frozen weights": "stay frozen; without autapses Norse makes them require a gradient",
     "input_size, hidden_size": "integers; Norse has tensors",
     # encoders, containers: see the tests of these
