@@ -267,12 +267,12 @@ class _LIFRecurrent(torch.autograd.Function):
         )
         input_spikes, hidden_spikes = (None, None) if exact else packed
         # What the gradients of the weights need; spikes as bits, where they are.
-        senders = (input_tensor, input_spikes) if ctx.needs_input_grad[4] else (None, None)
-        if ctx.needs_input_grad[5]:
-            senders += (z, out if exact else None, hidden_spikes)
-        else:
-            senders += (None, None, None)
-        ctx.save_for_backward(*senders, i_jump, states, v, *weights, *constants, alpha)
+        *_, needs_in, needs_rec = ctx.needs_input_grad[:6]
+        ctx.save_for_backward(
+            *((input_tensor, input_spikes) if needs_in else (None, None)),
+            *((z, out if exact else None, hidden_spikes) if needs_rec else (None, None, None)),
+            *(i_jump, states, v, *weights, *constants, alpha),
+        )
         ctx.options = options
         ctx.autapses = autapses
         ctx.input_dtype = input_tensor.dtype
