@@ -579,7 +579,7 @@ Tensor input_grad_as(const Tensor& grad, const Tensor& weights) {
   args.weights = dense_weights.data_ptr();
   args.to = result.data_ptr();
   args.stream = size_of(result) >= kStreamBytes;
-  parallel(rows, 8, args.H * args.I, [&](int64_t begin, int64_t end) {
+  parallel(args.I == 0 ? 0 : rows, 8, args.H * args.I, [&](int64_t begin, int64_t end) {
     current_kernels().input_grad(args, sizeof(S) == 8, begin, end);
   });
   return result;
