@@ -31,6 +31,7 @@ SOURCES = [
     "csrc/cpu/capability.cpp",
     "csrc/cpu/lif_recurrent.cpp",
     "csrc/cpu/lif_sequence.cpp",
+    "csrc/cpu/weight_grad.cpp",
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",

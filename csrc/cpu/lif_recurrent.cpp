@@ -1,21 +1,15 @@
-// Operators of recurrent layers on the CPU: check and describe the arguments, lay out the weights,
-// allocate, and run the loops of recurrent.inc over batch rows with torch's own threads.
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+// Operators of recurrent layers on the CPU: check and describe the arguments, allocate, and run the
+// loops of recurrent.inc over batch rows with torch's own threads.
 #include <torch/csrc/stable/library.h>
 
-#include <atomic>
 #include <tuple>
 
-#include "capability.h"
-#include "tensors.h"
+#include "weights.h"
 
 namespace fused_lif::cpu {
 namespace {
 
 using ConstantTensors = const std::optional<Tensor> (&)[kNumConstants];
-
-// Work that is worth a thread, in multiplications and additions: some 30 us.
-constexpr int64_t kGrain = 500'000;
 
 // Sizes of a layer: v is [*batch, H].
 struct Layer {
@@ -47,80 +41,6 @@ struct Layer {
   int64_t unit_rows() const { return B >= 64 ? 8 : B >= 32 ? 4 : B >= 16 ? 2 : 1; }
 };
 
-// Numbers per row of the weights: whole vectors of every instruction set, and an odd number of
-// cache lines, so that rows do not fall into the same few sets of the caches.
-template <typename S>
-int64_t padded(int64_t columns) {
-  constexpr int64_t kLine = 64 / sizeof(S);
-  return ((columns + kLine - 1) / kLine | 1) * kLine;
-}
-
-// Calls f(begin, end) for ranges of [0, n), `work` for each, whole multiples of `unit`.
-template <typename F>
-void parallel(int64_t n, int64_t unit, int64_t work, const F& f) {
-  const int64_t units = (n + unit - 1) / unit;
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit * work));
-  if (units == 0) return;
-  if (units <= grain) return f(0, n);
-  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    f(begin * unit, std::min(n, end * unit));
-  });
-}
-
-// a times b with BLAS. Neither autograd nor autocast sees it.
-Tensor matrix_product(const Tensor& a, const Tensor& b) {
-  Tensor result = new_empty({a.size(0), b.size(1)}, a.scalar_type());
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(result.get(), a.get(), b.get()));
-  return result;
-}
-
-template <typename S>
-bool all_finite(const S* p, int64_t n) {
-  using Bits = std::conditional_t<sizeof(S) == 8, uint64_t, uint32_t>;
-  constexpr Bits kExponent = sizeof(S) == 8 ? Bits(0x7ff0000000000000) : Bits(0x7f800000);
-  Bits infinite = 0;
-  for (int64_t k = 0; k < n; ++k) {
-    Bits bits;
-    std::memcpy(&bits, p + k, sizeof(S));
-    infinite |= (bits & kExponent) == kExponent;
-  }
-  return infinite == 0;
-}
-
-// The weights, or their transpose, in the type of the computation as rows of `ld` numbers, padded
-// with zeros. Clears `finite` if one of them is not.
-template <typename S>
-Tensor lay_out(const Tensor& weights, bool transpose, int64_t ld, std::atomic<bool>& finite) {
-  constexpr int64_t kBlock = 16;  // of a transposition: rows and columns that fit the L1 cache
-  const int64_t r_dim = transpose ? 1 : 0, c_dim = 1 - r_dim;
-  const int64_t rows = weights.size(r_dim), columns = weights.size(c_dim);
-  const int64_t stride_r = weights.stride(r_dim), stride_c = weights.stride(c_dim);
-  Tensor result = new_empty({rows, ld}, kScalarType<S>);
-  S* to = static_cast<S*>(result.data_ptr());
-  const bool same_type = weights.scalar_type() == kScalarType<S>;
-  parallel(rows, kBlock, 2 * ld, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) std::fill(to + r * ld + columns, to + (r + 1) * ld, S(0));
-    if (same_type && stride_r == 1) {
-      current_kernels().transpose(
-          sizeof(S) == 8, weights.data_ptr(), stride_c, columns, begin, end, to, ld);
-    } else if (same_type && stride_c == 1) {
-      for (int64_t r = begin; r < end; ++r)
-        std::copy_n(static_cast<const S*>(weights.data_ptr()) + r * stride_r, columns, to + r * ld);
-    } else {
-      visit_elements(weights, [&](const auto* from) {
-        using P = std::conditional_t<std::is_same_v<decltype(from), const double*>, double, float>;
-        for (int64_t r0 = begin; r0 < end; r0 += kBlock)
-          for (int64_t c0 = 0; c0 < columns; c0 += kBlock)
-            for (int64_t r = r0; r < std::min(end, r0 + kBlock); ++r)
-              for (int64_t c = c0; c < std::min(columns, c0 + kBlock); ++c)
-                to[r * ld + c] = static_cast<S>(static_cast<P>(from[r * stride_r + c * stride_c]));
-      });
-    }
-    if (!all_finite(to + begin * ld, (end - begin) * ld)) finite = false;
-  });
-  return result;
-}
-
 void check_layer(
     const char* op,
     const char* name,
@@ -145,15 +65,6 @@ void check_layer(
 // ---- forward ----
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-// Room for the rows of a sequence [*rows, n], packed; empty if not needed.
-Tensor new_packed(bool needed, std::vector<int64_t> sizes) {
-  if (needed)
-    sizes.back() = packed_size(sizes.back());
-  else
-    sizes = {0};
-  return new_empty(sizes, ScalarType::Long);
-}
 
 template <typename S>
 Outputs forward_as(
@@ -456,154 +367,9 @@ Grads lif_recurrent_backward_cpu(
       reset, state_interval, surrogate, detach_reset, needs);
 }
 
-// ---- gradients of weights ----
-
-// More spikes than this share of the senders are quicker in a dense product.
-constexpr double kMostSpikes = 0.2;
-
-// Packed rows of n numbers as ones and zeros.
-template <typename S>
-Tensor unpacked(const uint64_t* words, int64_t rows, int64_t n) {
-  Tensor result = new_empty({rows, n}, kScalarType<S>);
-  S* to = static_cast<S*>(result.data_ptr());
-  parallel(rows, 1, 4 * n, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t k = 0; k < n; ++k)
-        to[r * n + k] = S(words[r * packed_size(n) + 1 + k / kWord] >> (k % kWord) & 1);
-  });
-  return result;
-}
-
-// grad: [rows, H]; `input` and `spikes` as in weight_grad.
-template <typename S>
-Tensor weight_grad_as(
-    const Tensor& grad,
-    const std::optional<Tensor>& input,
-    const std::optional<Tensor>& spikes,
-    int64_t I) {
-  constexpr ScalarType kType = kScalarType<S>;
-  const int64_t rows = grad.size(0), H = grad.size(1);
-  const Kernels& kernels = current_kernels();
-
-  const Tensor packed = spikes ? dense(*spikes) : new_packed(true, {rows, I});
-  uint64_t* words = static_cast<uint64_t*>(packed.data_ptr());
-  if (!spikes) {
-    const Shape shape(*input, input->dim() == 1 ? 1 : input->dim() - 1);
-    Tensor dense_input;
-    const Sequence x = describe_sequence(*input, shape, dense_input);
-    const DType dtype = to_dtype(input->scalar_type());
-    parallel(rows, 1, I, [&](int64_t begin, int64_t end) {
-      kernels.pack_spikes(x, dtype, rows / shape.T, I, begin, end, words);
-    });
-  }
-  const double most = kMostSpikes * static_cast<double>(rows * I);
-  double ones = 0;
-  for (int64_t r = 0; r < rows && ones <= most; ++r)
-    ones += static_cast<double>(words[r * packed_size(I)]);  // kNotSpikes is large
-  if (ones > most) {
-    const Tensor input_rows =
-        input ? torch::stable::to(torch::stable::reshape(*input, {rows, I}), kType)
-              : unpacked<S>(words, rows, I);
-    return matrix_product(torch::stable::transpose(grad, 0, 1), input_rows);
-  }
-
-  Tensor result = new_empty({H, I}, kType);
-  if (ones == 0) {
-    std::fill_n(static_cast<S*>(result.data_ptr()), result.numel(), S(0));
-    return result;
-  }
-  const Tensor dense_grad = dense(grad);
-  WeightGrad args{};
-  args.rows = rows;
-  args.I = I;
-  args.H = H;
-  args.ld = padded<S>(H);
-  Tensor by_sender = new_empty({I, args.ld}, kType);
-  args.grad = dense_grad.data_ptr();
-  args.spikes = words;
-  args.to = by_sender.data_ptr();
-  args.allocate = &scratch;
-  const int64_t work = (rows + static_cast<int64_t>(ones) * H) / std::max<int64_t>(I, 1);
-  parallel(I, 8, work, [&](int64_t begin, int64_t end) {
-    kernels.weight_grad(args, sizeof(S) == 8, begin, end);
-  });
-  parallel(H, 16, 2 * I, [&](int64_t begin, int64_t end) {
-    kernels.transpose(sizeof(S) == 8, args.to, args.ld, I, begin, end, result.data_ptr(), I);
-  });
-  return result;
-}
-
-Tensor weight_grad_cpu(
-    Tensor grad,                   // [*rows, H]
-    std::optional<Tensor> input,   // [*rows, I]
-    std::optional<Tensor> spikes,  // [*rows, packed_size(I)]
-    int64_t columns) {             // I
-  const char* op = "weight_grad";
-  const ScalarType type = grad.scalar_type();
-  if (!(grad.dim() >= 1 && (type == ScalarType::Double || type == ScalarType::Float)))
-    fail(op, ": grad must be float32 or float64, of shape [*rows, H]");
-  if (!input && !spikes) fail(op, ": input or spikes must be given");
-  if (columns < 0) fail(op, ": columns must not be negative, got ", columns);
-  std::vector<int64_t> sizes = to_vector(grad.sizes());
-  const int64_t H = sizes.back(), rows = product(sizes, 0, sizes.size() - 1);
-  if (input) {
-    sizes.back() = columns;
-    if (!is_floating(input->scalar_type()) || compute_type(input->scalar_type()) != type)
-      fail(op, ": grad must be of the type that input is computed in");
-    check_tensor(op, "input", *input, {sizes.data(), sizes.size()}, input->scalar_type(), grad);
-  }
-  if (spikes) {
-    sizes.back() = packed_size(columns);
-    check_tensor(op, "spikes", *spikes, {sizes.data(), sizes.size()}, ScalarType::Long, grad);
-  }
-  const Tensor grad_rows = torch::stable::reshape(grad, {rows, H});
-  return type == ScalarType::Double ? weight_grad_as<double>(grad_rows, input, spikes, columns)
-                                    : weight_grad_as<float>(grad_rows, input, spikes, columns);
-}
-
-template <typename S>
-Tensor input_grad_as(const Tensor& grad, const Tensor& weights) {
-  std::vector<int64_t> sizes = to_vector(grad.sizes());
-  const int64_t rows = product(sizes, 0, sizes.size() - 1);
-  sizes.back() = weights.size(1);
-  InputGrad args{};
-  args.H = weights.size(0);
-  args.I = weights.size(1);
-  args.ld = padded<S>(args.I);
-  args.allocate = &scratch;
-  std::atomic<bool> finite;
-  const Tensor dense_grad = dense(grad),
-               dense_weights = lay_out<S>(weights, false, args.ld, finite);
-  Tensor result = new_empty(sizes, kScalarType<S>);
-  args.grad = dense_grad.data_ptr();
-  args.weights = dense_weights.data_ptr();
-  args.to = result.data_ptr();
-  args.stream = size_of(result) >= kStreamBytes;
-  parallel(args.I == 0 ? 0 : rows, 8, args.H * args.I, [&](int64_t begin, int64_t end) {
-    current_kernels().input_grad(args, sizeof(S) == 8, begin, end);
-  });
-  return result;
-}
-
-Tensor input_grad_cpu(Tensor grad /* [*rows, H] */, Tensor weights /* [H, I] */) {
-  const char* op = "input_grad";
-  const ScalarType type = grad.scalar_type();
-  if (!(type == ScalarType::Double || type == ScalarType::Float))
-    fail(op, ": grad must be float32 or float64");
-  if (grad.dim() < 1) fail(op, ": grad must have shape [*rows, H]");
-  if (weights.dim() != 2)
-    fail(op, ": weights must have shape [H, I], got ", to_string(weights.sizes()));
-  const int64_t sizes[] = {grad.size(grad.dim() - 1), weights.size(1)};
-  check_weights(op, "weights", weights, {sizes, 2}, grad);
-  return type == ScalarType::Double ? input_grad_as<double>(grad, weights)
-                                    : input_grad_as<float>(grad, weights);
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_lif, CPU, m) {
-  m.impl("input_grad", TORCH_BOX(&input_grad_cpu));
-  m.impl("weight_grad", TORCH_BOX(&weight_grad_cpu));
   m.impl("lif_recurrent_forward", TORCH_BOX(&lif_recurrent_forward_cpu));
   m.impl("lif_recurrent_backward", TORCH_BOX(&lif_recurrent_backward_cpu));
 }
