@@ -78,6 +78,10 @@ inline void check_input(const char* op, const Tensor& x, const Tensor& v) {
   if (!is_floating(x.scalar_type())) fail(op, ": x must be float64, float32, float16 or bfloat16");
 }
 
+inline bool is_on_device_of(const Tensor& t, const Tensor& x) {
+  return t.get_device_index() == x.get_device_index() && t.is_cpu() == x.is_cpu();
+}
+
 inline void check_tensor(
     const char* op,
     const char* name,
@@ -93,8 +97,7 @@ inline void check_tensor(
     fail(
         op, ": ", name, " must have the dtype ", name_of(dtype), ", got ",
         name_of(t.scalar_type()));
-  if (!(t.get_device_index() == x.get_device_index() && t.is_cpu() == x.is_cpu()))
-    fail(op, ": ", name, " must be on the device of x");
+  if (!is_on_device_of(t, x)) fail(op, ": ", name, " must be on the device of x");
 }
 
 inline void check_weights(

@@ -1,5 +1,5 @@
-// Qualifiers of functions that both the host compiler and nvcc compile, and the names under which the
-// operators of CUDA are registered.
+// Qualifiers of functions that both the host compiler and nvcc compile, and the names under which
+// the operators of CUDA are registered.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -9,6 +9,7 @@
 
 #ifndef FUSED_LIF_CUDA_ARCHITECTURES
 #define FUSED_LIF_CUDA_ARCHITECTURES ""
+#define FUSED_LIF_CUDA_VERSION ""
 #endif
 
 namespace py = pybind11;
@@ -26,11 +27,12 @@ PYBIND11_MODULE(_C, m) {
 #else
         info["compiler"] = std::string("gcc ") + __VERSION__;
 #endif
+        info["cuda"] = FUSED_LIF_CUDA_VERSION;
         info["cuda_architectures"] = FUSED_LIF_CUDA_ARCHITECTURES;
         return info;
       },
-      "Version of the package, of the torch and the compiler it was built with; CUDA "
-      "architectures.");
+      "Version of the package, of the torch, the compiler and the CUDA it was built with; CUDA "
+      "architectures. Without CUDA these two are empty.");
   m.def(
       "cpu_capability", [] { return std::string(fused_lif::cpu::current_kernels().name); },
       "Instruction set of the CPU kernels in use.");

@@ -14,21 +14,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "../checks.h"
+#include "../shapes.h"
 #include "kernels.h"
 
 namespace fused_lif::cpu {
-
-// t itself if it is contiguous: asking costs less than a call of the operator.
-inline Tensor dense(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
-
-inline int64_t product(const std::vector<int64_t>& sizes, size_t begin, size_t end) {
-  int64_t n = 1;
-  for (size_t d = begin; d < end; ++d) n *= sizes[d];
-  return n;
-}
 
 // How a tensor of constants is laid out over the columns. The kernel sees `period` values, each for
 // `inner` consecutive columns; value q is the tensor's element index[q], or q if index is empty.
@@ -39,37 +28,17 @@ struct Layout {
 
 inline Layout
 layout_of(const char* op, const char* name, Sizes sizes, const std::vector<int64_t>& step) {
-  const size_t missing = step.size() - std::min(step.size(), sizes.size());
-  bool fits = sizes.size() <= step.size();
-  size_t first = step.size(), last = 0;  // dimensions that are not broadcast lie in [first, last)
-  for (size_t d = missing; fits && d < step.size(); ++d) {
-    const int64_t n = sizes[d - missing];
-    fits = n == 1 || n == step[d];
-    if (n != 1) first = std::min(first, d), last = d + 1;
-  }
-  if (!fits)
-    fail(
-        op, ": ", name, " must broadcast to one time step of shape ",
-        to_string({step.data(), step.size()}), ", got shape ", to_string(sizes));
+  const std::vector<Group> groups = groups_of(op, name, sizes, step);
+  if (groups.empty()) return {std::max<int64_t>(product(step, 0, step.size()), 1), 1, {}};
   Layout layout;
-  first = std::min(first, last);
-  layout.inner = std::max<int64_t>(product(step, last, step.size()), 1);
-  layout.period = product(step, first, last);
-  for (size_t d = first; d < last; ++d) {
-    if (sizes[d - missing] == step[d]) continue;
-    // A hole, such as [C, 1, W] over [C, H, W]: list the elements.
-    layout.index.resize(layout.period);
-    for (int64_t q = 0; q < layout.period; ++q) {
-      int64_t rest = q, element = 0, stride = 1;
-      for (size_t e = last; e-- > first; rest /= step[e]) {
-        const int64_t n = sizes[e - missing];
-        element += (n == 1 ? 0 : rest % step[e]) * stride;
-        stride *= n;
-      }
-      layout.index[q] = element;
-    }
-    break;
-  }
+  layout.inner = groups.back().stride;
+  layout.period = groups.front().size * (groups.front().stride / layout.inner);
+  if (groups.size() == 1) return layout;
+  // A hole, such as [C, 1, W] over [C, H, W]: list the elements.
+  layout.index.resize(layout.period);
+  for (int64_t q = 0; q < layout.period; ++q)
+    for (const Group& group : groups)
+      layout.index[q] = layout.index[q] * group.size + q * layout.inner / group.stride % group.size;
   return layout;
 }
 
@@ -92,17 +61,12 @@ class ConstantSet {
   ConstantSet(
       const char* op,
       const std::vector<int64_t>& step,
-      const std::optional<Tensor> (&tensors)[kNumConstants],
+      ConstantTensors tensors,
       double dt) {
-    static constexpr const char* kNames[kNumConstants] = {"tau_syn_inv", "tau_mem_inv", "v_leak",
-                                                          "v_th",        "v_reset",     "alpha"};
     int64_t total = 0;
     for (int k = 0; k < kNumConstants; ++k) {
       if (!tensors[k]) continue;
-      if (!is_floating(tensors[k]->scalar_type()))
-        fail(op, ": ", kNames[k], " must be floating-point");
-      if (!tensors[k]->is_cpu()) fail(op, ": ", kNames[k], " must be on the device of x");
-      layouts_[k] = layout_of(op, kNames[k], tensors[k]->sizes(), step);
+      layouts_[k] = layout_of(op, kConstantNames[k], tensors[k]->sizes(), step);
       total += layouts_[k].period;
     }
     values_.reset(new S[total + kMaxLanes]());

@@ -7,40 +7,16 @@
 #include <cstdint>
 
 #include "../lif_step.h"
+#include "../problem.h"
 #include "../surrogate.h"
 
 namespace fused_lif::cpu {
-
-enum class DType : int64_t { kFloat, kDouble, kHalf, kBFloat16 };
-
-// Index of a constant; the order of LIFParameters.
-enum {
-  kTauSynInv,
-  kTauMemInv,
-  kVLeak,
-  kVTh,
-  kVReset,
-  kNumGrads,
-  kAlpha = kNumGrads,
-  kNumConstants
-};
 
 // Columns are worked on in units of at most kTile. Rows of 1024 floats keep a page of memory busy
 // for every time step; narrower strips touch one cache line per page.
 inline constexpr int64_t kTile = 1024;
 inline constexpr int64_t kMaxLanes = 16;
-inline constexpr int64_t kMaxBlock = 64;    // columns of the backward's scratch rows
-inline constexpr int64_t kMaxSegment = 32;  // time steps that the backward recomputes at once
-
-// A sequence [T, M] in memory: element (t, m) is data[t * stride_t + m / row * stride_row + m %
-// row]. A contiguous one has row = M; stride_t = 0 repeats one step; a batch-first [B, T, N] has
-// row = N.
-struct Sequence {
-  const void* data;
-  int64_t row;
-  int64_t stride_row;
-  int64_t stride_t;
-};
+inline constexpr int64_t kMaxBlock = 64;  // columns of the backward's scratch rows
 
 // A constant of the neuron: column m has values[m / inner % period]. inner = M for a scalar,
 // 1 for one value per neuron, H * W for [C, 1, 1]. kMaxLanes numbers behind the last can be read.

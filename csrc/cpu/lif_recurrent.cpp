@@ -4,63 +4,17 @@
 
 #include <tuple>
 
+#include "../arguments.h"
 #include "weights.h"
 
 namespace fused_lif::cpu {
 namespace {
 
-using ConstantTensors = const std::optional<Tensor> (&)[kNumConstants];
+int64_t rows_with_work(const Layer& layer) { return layer.H == 0 ? 0 : layer.B; }
 
-// Sizes of a layer: v is [*batch, H].
-struct Layer {
-  std::vector<int64_t> step;
-  int64_t T, B, H, M;
-
-  Layer(const Tensor& sequence, const Tensor& v)
-      : step(to_vector(v.sizes())),
-        T(sequence.dim() == v.dim() ? 1 : sequence.size(0)),
-        B(product(step, 0, step.size() - 1)),
-        H(step.back()),
-        M(B * H) {}
-
-  int64_t rows() const { return H == 0 ? 0 : B; }  // that have something to compute
-
-  std::vector<int64_t> sequence(bool has_time) const {
-    std::vector<int64_t> sizes = step;
-    if (has_time) sizes.insert(sizes.begin(), T);
-    return sizes;
-  }
-  std::vector<int64_t> states(int64_t interval) const {
-    std::vector<int64_t> sizes = {interval == 1 ? 2 : 1, rows_of(T, interval)};
-    sizes.insert(sizes.end(), step.begin(), step.end());
-    return sizes;
-  }
-
-  // Batch rows whose gradients of constants are summed together. Depends on the shape alone, and
-  // divides the rows that the loops take at a time: results do not depend on the number of threads.
-  int64_t unit_rows() const { return B >= 64 ? 8 : B >= 32 ? 4 : B >= 16 ? 2 : 1; }
-};
-
-void check_layer(
-    const char* op,
-    const char* name,
-    const Tensor& sequence,
-    const Tensor& v,
-    const Tensor& recurrent_weights,
-    int64_t interval) {
-  if (v.dim() < 1) fail(op, ": v must have shape [*batch, H], got ", to_string(v.sizes()));
-  if (!(sequence.dim() == v.dim() || (sequence.dim() == v.dim() + 1 && sequence.size(0) >= 1)))
-    fail(
-        op, ": ", name, " must have at least one time step and match v of shape ",
-        to_string(v.sizes()), ", got shape ", to_string(sequence.sizes()));
-  if (!is_floating(sequence.scalar_type()))
-    fail(op, ": ", name, " must be float64, float32, float16 or bfloat16");
-  const int64_t H = v.size(v.dim() - 1);
-  const int64_t square[] = {H, H};
-  check_weights(op, "recurrent_weights", recurrent_weights, {square, 2}, sequence);
-  if (!(interval >= 0 && interval <= kMaxSegment))
-    fail(op, ": state_interval must be between 0 and ", kMaxSegment, ", got ", interval);
-}
+// Batch rows whose gradients of constants are summed together. Depends on the shape alone, and
+// divides the rows that the loops take at a time: results do not depend on the number of threads.
+int64_t unit_rows(int64_t B) { return B >= 64 ? 8 : B >= 32 ? 4 : B >= 16 ? 2 : 1; }
 
 // ---- forward ----
 
@@ -122,7 +76,7 @@ Outputs forward_as(
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(input.scalar_type());
   const auto run = [&](int64_t work) {
-    parallel(layer.rows(), 1, work, [&](int64_t begin, int64_t end) {
+    parallel(rows_with_work(layer), 1, work, [&](int64_t begin, int64_t end) {
       kernels.recurrent_forward(args, reset, dtype, begin, end);
     });
   };
@@ -179,26 +133,13 @@ Outputs lif_recurrent_forward_cpu(
     int64_t state_interval,
     bool needs_grad) {
   const char* op = "lif_recurrent_forward";
-  check_layer(op, "input", input, v, recurrent_weights, state_interval);
-  const ScalarType state_type = compute_type(input.scalar_type());
-  const int64_t dims = v.dim(), offset = input.dim() - dims;
-  for (int64_t d = 0; d + 1 < dims; ++d)
-    if (input.size(offset + d) != v.size(d))
-      fail(
-          op, ": input must have the batch of v, of shape ", to_string(v.sizes()), ", got shape ",
-          to_string(input.sizes()));
-  check_tensor(op, "z", z, v.sizes(), state_type, input);
-  check_tensor(op, "v", v, v.sizes(), state_type, input);
-  check_tensor(op, "i", i, v.sizes(), state_type, input);
-  const int64_t sizes[] = {v.size(dims - 1), input.size(input.dim() - 1)};
-  check_weights(op, "input_weights", input_weights, {sizes, 2}, input);
-  if (exact && !(input.scalar_type() == state_type && input_weights.scalar_type() == state_type &&
-                 recurrent_weights.scalar_type() == state_type))
-    fail(op, ": exact needs input and weights in float32, or all in float64");
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     std::nullopt};
+  check_recurrent_forward(
+      op, input, z, v, i, input_weights, recurrent_weights, constants, exact, state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
-  const auto run = state_type == ScalarType::Double ? &forward_as<double> : &forward_as<float>;
+  const bool is_double = compute_type(input.scalar_type()) == ScalarType::Double;
+  const auto run = is_double ? &forward_as<double> : &forward_as<float>;
   return run(
       input, z, v, i, input_weights, recurrent_weights, constants, dt, reset, exact, state_interval,
       needs_grad);
@@ -207,7 +148,6 @@ Outputs lif_recurrent_forward_cpu(
 // ---- backward ----
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-enum { kNeedsZ, kNeedsV, kNeedsI, kNeedsConstants };  // bits of `needs`
 
 template <typename S>
 Grads backward_as(
@@ -225,12 +165,11 @@ Grads backward_as(
     int64_t interval,
     Surrogate surrogate,
     bool detach_reset,
-    int64_t needs) {
+    Needs needs) {
   constexpr ScalarType kType = kScalarType<S>;
   const Layer layer(i_jump, v);
   const Shape shape(i_jump, v.dim());
   const ConstantSet<S> set("lif_recurrent_backward", layer.step, constants, dt);
-  const auto is_needed = [needs](int bit) { return (needs >> bit & 1) != 0; };
 
   std::vector<Tensor> alive;  // dense copies, as long as the loops run
   const auto data_of = [&](const std::optional<Tensor>& t) -> const void* {
@@ -272,10 +211,10 @@ Grads backward_as(
 
   const std::vector<int64_t> none = {0};
   Tensor grad_x = new_empty(to_vector(i_jump.sizes()), kType);
-  Tensor grad_z0 = new_empty(is_needed(kNeedsZ) ? layer.step : none, kType);
+  Tensor grad_z0 = new_empty(needs.first() ? layer.step : none, kType);
   Tensor grad_v0 = new_empty(layer.step, kType), grad_i0 = new_empty(layer.step, kType);
   args.grad_x = grad_x.data_ptr();
-  args.grad_z0 = is_needed(kNeedsZ) ? grad_z0.data_ptr() : nullptr;
+  args.grad_z0 = needs.first() ? grad_z0.data_ptr() : nullptr;
   args.grad_v0 = grad_v0.data_ptr();
   args.grad_i0 = grad_i0.data_ptr();
 
@@ -283,18 +222,19 @@ Grads backward_as(
   bool shared = true;
   for (int k = 0; k < kNumGrads; ++k)
     shared = shared && repeats_every_row(args.constants[k], layer.H);
-  args.unit_rows = shared ? layer.unit_rows() : 1;
+  args.unit_rows = shared ? unit_rows(layer.B) : 1;
   const int64_t unit = args.unit_rows * std::max<int64_t>(layer.H, 1);
   PartialSums<S> sums[kNumGrads];
-  const auto has_grad = [&](int k) { return is_needed(kNeedsConstants + k); };
+  const auto has_grad = [&](int k) { return needs.constant(k); };
   for (int k = 0; k < kNumGrads; ++k)
     if (has_grad(k)) args.sums[k] = sums[k].prepare(set.layout(k), layer.M, unit);
 
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(grad_out ? grad_out->scalar_type() : kType);
-  const bool constant_grads = needs >> kNeedsConstants != 0;
+  const bool constant_grads = needs.any_constant();
   parallel(
-      layer.rows(), args.unit_rows, layer.T * args.ld * (8 + layer.H), [&](int64_t b0, int64_t b1) {
+      rows_with_work(layer), args.unit_rows, layer.T * args.ld * (8 + layer.H),
+      [&](int64_t b0, int64_t b1) {
         kernels.recurrent_backward(args, reset, constant_grads, dtype, b0, b1);
       });
 
@@ -334,37 +274,17 @@ Grads lif_recurrent_backward_cpu(
     int64_t needs) {
   const char* op = "lif_recurrent_backward";
   const Surrogate surrogate = check_surrogate(op, method);
-  check_layer(op, "i_jump", i_jump, v, recurrent_weights, state_interval);
-  const Layer layer(i_jump, v);
-  const ScalarType state_type = compute_type(i_jump.scalar_type());
-  const std::vector<int64_t> sequence = layer.sequence(i_jump.dim() > v.dim());
-  const std::vector<int64_t> kept = layer.states(state_interval);
-  const Sizes sequence_sizes(sequence.data(), sequence.size()),
-      kept_sizes(kept.data(), kept.size());
-  check_tensor(op, "i_jump", i_jump, sequence_sizes, state_type, i_jump);
-  check_tensor(op, "v", v, v.sizes(), state_type, i_jump);
-  if (!(state_interval > 0 || layer.T <= kMaxSegment))
-    fail(op, ": states must be kept by the forward for more than ", kMaxSegment, " time steps");
-  check_tensor(op, "states", states, kept_sizes, state_type, i_jump);
-  if (grad_out) {
-    if (!is_floating(grad_out->scalar_type()) ||
-        compute_type(grad_out->scalar_type()) != state_type)
-      fail(op, ": grad_out must be of a type that is computed in that of i_jump");
-    check_tensor(op, "grad_out", *grad_out, sequence_sizes, grad_out->scalar_type(), i_jump);
-  }
-  if (grad_v) check_tensor(op, "grad_v", *grad_v, v.sizes(), state_type, i_jump);
-  if (grad_i) check_tensor(op, "grad_i", *grad_i, v.sizes(), state_type, i_jump);
-  if (grad_states) {
-    if (state_interval != 1) fail(op, ": grad_states needs state_interval = 1");
-    check_tensor(op, "grad_states", *grad_states, kept_sizes, state_type, i_jump);
-  }
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     alpha};
+  check_recurrent_backward(
+      op, grad_out, grad_v, grad_i, grad_states, i_jump, states, v, recurrent_weights, constants,
+      state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
-  const auto run = state_type == ScalarType::Double ? &backward_as<double> : &backward_as<float>;
+  const bool is_double = i_jump.scalar_type() == ScalarType::Double;
+  const auto run = is_double ? &backward_as<double> : &backward_as<float>;
   return run(
       grad_out, grad_v, grad_i, grad_states, i_jump, states, v, recurrent_weights, constants, dt,
-      reset, state_interval, surrogate, detach_reset, needs);
+      reset, state_interval, surrogate, detach_reset, {needs});
 }
 
 }  // namespace

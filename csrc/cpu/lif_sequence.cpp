@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "../arguments.h"
 #include "capability.h"
 #include "tensors.h"
 
@@ -41,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
     const Tensor& x,
     const Tensor& v,
     const std::optional<Tensor>& i,
-    const std::optional<Tensor> (&constants)[kNumConstants],
+    ConstantTensors constants,
     double dt,
     Neuron neuron,
     Reset reset,
@@ -83,31 +84,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
   return {out, v_end, i_end, states};
 }
 
-void check_arguments(
-    const char* op,
-    const Tensor& x,
-    const Tensor& v,
-    const std::optional<Tensor>& i,
-    const std::optional<Tensor> (&constants)[kNumConstants],
-    Neuron neuron,
-    bool needs_alpha,
-    int64_t interval) {
-  check_input(op, x, v);
-  const Sizes step(x.sizes().data() + (x.dim() - v.dim()), v.dim());
-  const ScalarType state_type = compute_type(x.scalar_type());
-  check_tensor(op, "v", v, step, state_type, x);
-  if (!(i.has_value() == has_synapse(neuron) &&
-        constants[kTauSynInv].has_value() == has_synapse(neuron)))
-    fail(op, ": i and tau_syn_inv must be given, except for the current encoder");
-  if (i) check_tensor(op, "i", *i, step, state_type, x);
-  if (!(constants[kVTh].has_value() == has_threshold(neuron) &&
-        constants[kVReset].has_value() == has_threshold(neuron) &&
-        constants[kAlpha].has_value() == (has_threshold(neuron) && needs_alpha)))
-    fail(op, ": v_th, v_reset and alpha must be given, except for LI");
-  if (!(interval >= 0 && interval <= kMaxSegment))
-    fail(op, ": state_interval must be between 0 and ", kMaxSegment, ", got ", interval);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
     Tensor x,                           // [T, *step], or [*step] for a single step
     Tensor v,                           // [*step]
@@ -124,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
   const Neuron n = check_neuron("lif_forward", neuron);
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     std::nullopt};
-  check_arguments("lif_forward", x, v, i, constants, n, false, state_interval);
+  check_sequence("lif_forward", x, v, i, constants, n, false, state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   if (x.scalar_type() == ScalarType::Double)
     return forward_as<double>(x, v, i, constants, dt, n, reset, state_interval);
@@ -134,7 +110,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
 // ---- backward ----
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-enum { kNeedsX, kNeedsV, kNeedsI, kNeedsConstants };  // bits of `needs`
 
 template <typename S>
 Grads backward_as(
@@ -146,20 +121,19 @@ Grads backward_as(
     const Tensor& states,
     const Tensor& v,
     const std::optional<Tensor>& i,
-    const std::optional<Tensor> (&constants)[kNumConstants],
+    ConstantTensors constants,
     double dt,
     Neuron neuron,
     Reset reset,
     int64_t interval,
     Surrogate surrogate,
     bool detach_reset,
-    int64_t needs) {
+    Needs needs) {
   const char* op = "lif_backward";
   const Shape shape(x, v.dim());
   const int64_t T = shape.T, M = shape.M;
   const bool synapse = has_synapse(neuron);
   constexpr ScalarType kType = kScalarType<S>;
-  const auto is_needed = [needs](int bit) { return (needs >> bit & 1) != 0; };
   const ConstantSet<S> set(op, shape.step, constants, dt);
 
   std::vector<Tensor> alive;  // dense copies, as long as the loops run
@@ -200,21 +174,21 @@ Grads backward_as(
   args.unit = unit_of(M);
 
   const std::vector<int64_t> none = {0};
-  Tensor grad_x = new_empty(is_needed(kNeedsX) ? to_vector(x.sizes()) : none, x.scalar_type());
-  args.grad_x = is_needed(kNeedsX) ? grad_x.data_ptr() : nullptr;
-  args.stream_grad_x = is_needed(kNeedsX) && size_of(grad_x) >= kStreamBytes;
+  Tensor grad_x = new_empty(needs.first() ? to_vector(x.sizes()) : none, x.scalar_type());
+  args.grad_x = needs.first() ? grad_x.data_ptr() : nullptr;
+  args.stream_grad_x = needs.first() && size_of(grad_x) >= kStreamBytes;
   Tensor grad_v0 = new_empty(shape.step, kType);
   Tensor grad_i0 = new_empty(synapse ? shape.step : none, kType);
   args.grad_v0 = grad_v0.data_ptr();
   args.grad_i0 = grad_i0.data_ptr();
   PartialSums<S> sums[kNumGrads];
-  const auto has_grad = [&](int k) { return is_needed(kNeedsConstants + k) && constants[k]; };
+  const auto has_grad = [&](int k) { return needs.constant(k) && constants[k]; };
   for (int k = 0; k < kNumGrads; ++k)
     if (has_grad(k)) args.sums[k] = sums[k].prepare(set.layout(k), M, args.unit);
 
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(x.scalar_type());
-  const bool constant_grads = needs >> kNeedsConstants != 0;
+  const bool constant_grads = needs.any_constant();
   parallel_over_columns(T, M, [&](int64_t begin, int64_t end) {
     kernels.backward(
         args, neuron, reset, constant_grads, dtype, begin, end, scratch(kScratchBytes));
@@ -260,26 +234,18 @@ Grads lif_backward_cpu(
   const Surrogate surrogate = check_surrogate(op, method);
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     alpha};
-  check_arguments(op, x, v, i, constants, n, true, state_interval);
+  check_sequence(op, x, v, i, constants, n, true, state_interval);
   const Shape shape(x, v.dim());
-  const ScalarType state_type = compute_type(x.scalar_type());
-  const auto kept = shape.states(has_synapse(n), rows_of(shape.T, state_interval));
-  const Sizes kept_sizes(kept.data(), kept.size());
-  if (!(state_interval > 0 || shape.T <= kMaxSegment))
-    fail(op, ": states must be kept by lif_forward for more than ", kMaxSegment, " time steps");
-  check_tensor(op, "states", states, kept_sizes, state_type, x);
+  check_states(
+      op, grad_v, grad_i, grad_states, states, v, x,
+      shape.states(has_synapse(n), rows_of(shape.T, state_interval)), shape.T, state_interval);
   if (grad_out) check_tensor(op, "grad_out", *grad_out, x.sizes(), x.scalar_type(), x);
-  if (grad_v) check_tensor(op, "grad_v", *grad_v, v.sizes(), state_type, x);
-  if (grad_i) check_tensor(op, "grad_i", *grad_i, v.sizes(), state_type, x);
-  if (grad_states) {
-    if (state_interval != 1) fail(op, ": grad_states needs state_interval = 1");
-    check_tensor(op, "grad_states", *grad_states, kept_sizes, state_type, x);
-  }
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
-  const auto run = state_type == ScalarType::Double ? &backward_as<double> : &backward_as<float>;
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  const auto run = is_double ? &backward_as<double> : &backward_as<float>;
   return run(
       grad_out, grad_v, grad_i, grad_states, x, states, v, i, constants, dt, n, reset,
-      state_interval, surrogate, detach_reset, needs);
+      state_interval, surrogate, detach_reset, {needs});
 }
 
 Tensor surrogate_grad_cpu(Tensor s, int64_t method, double alpha) {

@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../checks.h"
+#include "../shapes.h"
 #include "constants.h"
 #include "kernels.h"
 
@@ -57,36 +57,6 @@ inline Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   return tensor;
 }
 
-inline std::vector<int64_t> to_vector(Sizes sizes) { return {sizes.begin(), sizes.end()}; }
-
-// x is [T, *step], or [*step] for a single step. M is the number of columns: neurons of all batch
-// rows.
-struct Shape {
-  std::vector<int64_t> step;
-  int64_t T, M;
-
-  Shape(const Tensor& x, int64_t step_dims)
-      : step(x.sizes().end() - step_dims, x.sizes().end()),
-        T(x.dim() == step_dims ? 1 : x.size(0)),
-        M(product(step, 0, step.size())) {}
-
-  // Sizes of the kept states: potential and current, or the potential only, of `rows` steps.
-  std::vector<int64_t> states(bool synapse, int64_t rows) const {
-    std::vector<int64_t> sizes = {synapse ? 2 : 1, rows};
-    sizes.insert(sizes.end(), step.begin(), step.end());
-    return sizes;
-  }
-};
-
-inline DType to_dtype(ScalarType t) {
-  switch (t) {
-    case ScalarType::Double: return DType::kDouble;
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    default: return DType::kFloat;
-  }
-}
-
 // A thread's scratch memory, aligned to 64 bytes; kept, because a single step is called thousands
 // of times.
 inline void* scratch(int64_t bytes) {
@@ -100,42 +70,5 @@ inline void* scratch(int64_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(memory.get());
   return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
 }
-
-// Describes a sequence for the loops: as it lies if it is contiguous, repeats one step, or its last
-// dimensions are contiguous rows of some length (batch-first views); through a copy otherwise,
-// which `keep_alive` then holds.
-inline Sequence describe_sequence(const Tensor& x, const Shape& shape, Tensor& keep_alive) {
-  constexpr int64_t kShortestRow = 64;
-  const auto sizes = x.sizes(), strides = x.strides();
-  const int64_t M = shape.M, T = shape.T, stride_t = T == 1 ? 0 : strides[0];
-  const size_t first = sizes.size() - shape.step.size();  // dimension of `step`
-  // Dimensions from `d` on are one contiguous row.
-  size_t d = sizes.size();
-  int64_t row = 1;
-  while (d > first && (sizes[d - 1] == 1 || strides[d - 1] == row)) row *= sizes[--d];
-  if (row == M) return {x.data_ptr(), std::max<int64_t>(M, 1), 0, stride_t};
-  // The dimensions before it must be evenly spaced.
-  const auto evenly_spaced = [&] {
-    for (size_t k = d - 1; k > first; --k)
-      if (strides[k - 1] != strides[k] * sizes[k]) return false;
-    return true;
-  };
-  if (row >= kShortestRow && evenly_spaced()) return {x.data_ptr(), row, strides[d - 1], stride_t};
-  if (stride_t == 0 && T > 1) {  // repeat a copy of the step, not a copy of all steps
-    Tensor view = x;
-    keep_alive = torch::stable::contiguous(torch::stable::narrow(view, 0, 0, 1));
-    return {keep_alive.data_ptr(), M, 0, 0};
-  }
-  keep_alive = torch::stable::contiguous(x);
-  return {keep_alive.data_ptr(), M, 0, M};
-}
-
-inline int64_t rows_of(int64_t T, int64_t interval) {
-  return interval == 0 ? 0 : interval == 1 ? T : (T - 1) / interval;
-}
-
-template <typename S>
-constexpr ScalarType kScalarType =
-    std::is_same_v<S, double> ? ScalarType::Double : ScalarType::Float;
 
 }  // namespace fused_lif::cpu

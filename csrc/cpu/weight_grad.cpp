@@ -2,6 +2,7 @@
 // current.
 #include <torch/csrc/stable/library.h>
 
+#include "../arguments.h"
 #include "weights.h"
 
 namespace fused_lif::cpu {
@@ -91,18 +92,10 @@ Tensor weight_grad_cpu(
     int64_t columns) {             // I
   const char* op = "weight_grad";
   const ScalarType type = grad.scalar_type();
-  if (!(grad.dim() >= 1 && (type == ScalarType::Double || type == ScalarType::Float)))
-    fail(op, ": grad must be float32 or float64, of shape [*rows, H]");
+  check_weight_grad(op, grad, input, columns);
   if (!input && !spikes) fail(op, ": input or spikes must be given");
-  if (columns < 0) fail(op, ": columns must not be negative, got ", columns);
   std::vector<int64_t> sizes = to_vector(grad.sizes());
   const int64_t H = sizes.back(), rows = product(sizes, 0, sizes.size() - 1);
-  if (input) {
-    sizes.back() = columns;
-    if (!is_floating(input->scalar_type()) || compute_type(input->scalar_type()) != type)
-      fail(op, ": grad must be of the type that input is computed in");
-    check_tensor(op, "input", *input, {sizes.data(), sizes.size()}, input->scalar_type(), grad);
-  }
   if (spikes) {
     sizes.back() = packed_size(columns);
     check_tensor(op, "spikes", *spikes, {sizes.data(), sizes.size()}, ScalarType::Long, grad);
@@ -138,16 +131,9 @@ Tensor input_grad_as(const Tensor& grad, const Tensor& weights) {
 
 Tensor input_grad_cpu(Tensor grad /* [*rows, H] */, Tensor weights /* [H, I] */) {
   const char* op = "input_grad";
-  const ScalarType type = grad.scalar_type();
-  if (!(type == ScalarType::Double || type == ScalarType::Float))
-    fail(op, ": grad must be float32 or float64");
-  if (grad.dim() < 1) fail(op, ": grad must have shape [*rows, H]");
-  if (weights.dim() != 2)
-    fail(op, ": weights must have shape [H, I], got ", to_string(weights.sizes()));
-  const int64_t sizes[] = {grad.size(grad.dim() - 1), weights.size(1)};
-  check_weights(op, "weights", weights, {sizes, 2}, grad);
-  return type == ScalarType::Double ? input_grad_as<double>(grad, weights)
-                                    : input_grad_as<float>(grad, weights);
+  check_input_grad(op, grad, weights);
+  return grad.scalar_type() == ScalarType::Double ? input_grad_as<double>(grad, weights)
+                                                  : input_grad_as<float>(grad, weights);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ using torch::stable::Tensor;
 
 struct Device {
   int index;
-  int capability;         // compute capability: 90 for 9.0
+  int capability;  // compute capability: 90 for 9.0
   int multiprocessors;
   int64_t shared_memory;  // bytes that a block can have at most
 };

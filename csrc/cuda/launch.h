@@ -51,8 +51,7 @@ void launch(
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = shape.cluster > 1 ? 1 : 0;
-  check_launch(
-      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+  check_launch(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
 }  // namespace fused_lif::cuda

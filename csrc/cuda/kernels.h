@@ -1,0 +1,147 @@
+// What the operators (ops_*.cpp) hand to the kernels (*.cu): sizes, raw pointers to memory of the
+// device, and how a launch is shaped. No header of torch or of CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "../lif_step.h"
+#include "../problem.h"
+
+struct CUstream_st;  // what a cudaStream_t points to
+
+namespace fused_lif::cuda {
+
+using Stream = CUstream_st*;
+
+inline constexpr int kMaxGroups = 4;
+
+// A constant of the neuron, of any floating type. The element of column m is found by counting
+// through the groups of dimensions that it has: m / stride[g] % size[g].
+struct Constant {
+  const void* values;
+  DType dtype;
+  int groups;
+  int64_t size[kMaxGroups];
+  int64_t stride[kMaxGroups];
+};
+
+struct SequenceForward {
+  int64_t T, M;
+  Sequence x;
+  const void *v0, *i0;
+  Constant constants[kNumConstants];
+  double dt;
+  void *out, *v, *i;
+  void* states;  // [2, rows, M] (v and i; no i without synapse): states after step interval * (row
+                 // + 1) - 1
+  int64_t rows, interval;
+};
+
+struct SequenceBackward {
+  int64_t T, M;
+  Sequence x, grad_out;  // data of grad_out may be null: zero
+  const void *v0, *i0, *states;
+  int64_t rows, interval, segment;
+  Constant constants[kNumConstants];
+  double dt;
+  const void *grad_v, *grad_i, *grad_states;  // may be null: zero
+  void* grad_x;                               // may be null: not needed
+  void *grad_v0, *grad_i0;
+  void* sums[kNumGrads];  // [M]: gradients of the constants per column; may be null: not needed
+  Surrogate surrogate;
+  bool detach_reset;
+};
+
+// One time step of a recurrent layer, given both sums over weights. States are replaced.
+struct RecurrentStepForward {
+  int64_t M;
+  const void *x, *r;  // [M]: W_in input and W_rec z
+  void *v, *i;        // [M]
+  Constant constants[kNumConstants];
+  double dt;
+  void* out;                    // [M]
+  void* z;                      // [M]: out in the type of the computation; null if that is its own
+  void* i_jump;                 // [M]; null if not needed; may be x
+  void *kept_v, *kept_i;        // [M]; null if the state of this step is not kept
+};
+
+// Potentials before the steps of one segment, [steps, M], from the current after the input.
+struct RecurrentPotentials {
+  int64_t steps, M;
+  const void* i_jump;  // [steps, M]
+  const void* v;       // [M], before the first of them
+  Constant constants[kNumConstants];
+  double dt;
+  void* potentials;
+};
+
+// The reverse of one time step. `grad_v` and `grad_i` are replaced, sums are added to.
+struct RecurrentStepBackward {
+  int64_t M;
+  const void* grad_out;                // [M]; null: zero
+  const void* grad_r;                  // [M], from the step after; null: zero
+  const void *potential, *i_jump;      // [M]: potential before the step, current after the input
+  const void *grad_kept_v, *grad_kept_i;  // [M]: gradients of the recorded state; null: zero
+  Constant constants[kNumConstants];
+  double dt;
+  void *grad_v, *grad_i;  // [M]
+  void* grad_x;           // [M]
+  void* sums[kNumGrads];  // [M]; null: not needed
+  Surrogate surrogate;
+  bool detach_reset;
+};
+
+// The gradient of one constant from its sums per column: element e is the sum, times `factor`, over
+// all columns that have it. Element e lies at column `kept` counts to, and its other columns are
+// found by counting through the dimensions that the constant does not have, `summed`.
+struct ConstantGrad {
+  const void* sums;  // [M] in the type of the computation, or [rows, elements] doubles
+  bool sums_are_double;
+  void* grad;      // [elements]; of `dtype`, or [chunks, elements] doubles if there are several chunks
+  DType dtype;
+  double factor;
+  int64_t elements, columns;  // columns of each element
+  int kept, summed;           // groups of dimensions, the last one counts first
+  int64_t kept_size[kMaxGroups], kept_stride[kMaxGroups];
+  int64_t summed_size[kMaxGroups + 1], summed_stride[kMaxGroups + 1];
+  int lanes;       // elements that a block works on
+  int64_t chunks;  // parts that the columns are cut into
+};
+
+// How many columns a thread takes, which its accesses of so many bytes need, and threads per block.
+struct LaunchPlan {
+  int columns;
+  int threads;
+};
+
+// ---- lif_sequence.cu ----
+
+void launch_lif_forward(
+    const SequenceForward& args,
+    Neuron neuron,
+    Reset reset,
+    DType dtype,
+    LaunchPlan plan,
+    Stream stream);
+void launch_lif_backward(
+    const SequenceBackward& args,
+    Neuron neuron,
+    Reset reset,
+    DType dtype,
+    LaunchPlan plan,
+    Stream stream);
+
+// ---- constant_grads.cu ----
+
+void launch_constant_grads(const ConstantGrad (&grads)[kNumGrads], int count, Stream stream);
+
+// ---- lif_recurrent.cu ----
+
+void launch_recurrent_step_forward(
+    const RecurrentStepForward& args, Reset reset, DType dtype, Stream stream);
+void launch_recurrent_potentials(
+    const RecurrentPotentials& args, Reset reset, DType dtype, Stream stream);
+void launch_recurrent_step_backward(
+    const RecurrentStepBackward& args, Reset reset, DType dtype, Stream stream);
+
+}  // namespace fused_lif::cuda
