@@ -19,8 +19,8 @@ enum class Neuron : int64_t { kLIF, kLI, kCurrentEncoder, kCount };
 
 enum class Reset : int64_t { kHard, kSoft };  // to v_reset, or by subtracting v_th
 
-constexpr bool has_synapse(Neuron n) { return n != Neuron::kCurrentEncoder; }
-constexpr bool has_threshold(Neuron n) { return n != Neuron::kLI; }
+FUSED_LIF_HD constexpr bool has_synapse(Neuron n) { return n != Neuron::kCurrentEncoder; }
+FUSED_LIF_HD constexpr bool has_threshold(Neuron n) { return n != Neuron::kLI; }
 
 template <typename V>
 struct Constants {

@@ -31,4 +31,11 @@ struct Sequence {
   int64_t stride_t;
 };
 
+// One group of adjacent dimensions of a step that a constant has too: `size` values, each `stride`
+// columns from the next. Column m has the value m / stride % size.
+struct Group {
+  int64_t size;
+  int64_t stride;
+};
+
 }  // namespace fused_lif

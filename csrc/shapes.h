@@ -103,13 +103,6 @@ struct Needs {
   bool any_constant() const { return bits >> 3 != 0; }
 };
 
-// One group of adjacent dimensions of a step that a constant has too: `size` values, each `stride`
-// columns from the next. Column m has the value m / stride % size.
-struct Group {
-  int64_t size;
-  int64_t stride;
-};
-
 // How a constant broadcasts over the columns: no group for a scalar, one for [N] or [C, 1, 1], two
 // for [C, 1, W]. Its elements count through the groups, the last one first.
 inline std::vector<Group>

@@ -59,10 +59,10 @@ struct RecurrentStepForward {
   void *v, *i;        // [M]
   Constant constants[kNumConstants];
   double dt;
-  void* out;                    // [M]
-  void* z;                      // [M]: out in the type of the computation; null if that is its own
-  void* i_jump;                 // [M]; null if not needed; may be x
-  void *kept_v, *kept_i;        // [M]; null if the state of this step is not kept
+  void* out;              // [M]
+  void* z;                // [M]: out in the type of the computation; null if that is its own
+  void* i_jump;           // [M]; null if not needed; may be x
+  void *kept_v, *kept_i;  // [M]; null if the state of this step is not kept
 };
 
 // Potentials before the steps of one segment, [steps, M], from the current after the input.
@@ -78,9 +78,9 @@ struct RecurrentPotentials {
 // The reverse of one time step. `grad_v` and `grad_i` are replaced, sums are added to.
 struct RecurrentStepBackward {
   int64_t M;
-  const void* grad_out;                // [M]; null: zero
-  const void* grad_r;                  // [M], from the step after; null: zero
-  const void *potential, *i_jump;      // [M]: potential before the step, current after the input
+  const void* grad_out;                   // [M]; null: zero
+  const void* grad_r;                     // [M], from the step after; null: zero
+  const void *potential, *i_jump;         // [M]: potential before the step, current after the input
   const void *grad_kept_v, *grad_kept_i;  // [M]: gradients of the recorded state; null: zero
   Constant constants[kNumConstants];
   double dt;
@@ -91,13 +91,14 @@ struct RecurrentStepBackward {
   bool detach_reset;
 };
 
-// The gradient of one constant from its sums per column: element e is the sum, times `factor`, over
-// all columns that have it. Element e lies at column `kept` counts to, and its other columns are
-// found by counting through the dimensions that the constant does not have, `summed`.
+// The gradient of one constant from its sums per column: element e is `factor` times the sum over
+// all columns that have it. The first of these is found by counting e through the dimensions that
+// the constant has, `kept`, and the others by counting through those that it does not have,
+// `summed`.
 struct ConstantGrad {
-  const void* sums;  // [M] in the type of the computation, or [rows, elements] doubles
+  const void* sums;  // [M]
   bool sums_are_double;
-  void* grad;      // [elements]; of `dtype`, or [chunks, elements] doubles if there are several chunks
+  void* grad;  // [elements] of `dtype`; if there are several chunks: [chunks, elements] of double
   DType dtype;
   double factor;
   int64_t elements, columns;  // columns of each element
@@ -108,13 +109,13 @@ struct ConstantGrad {
   int64_t chunks;  // parts that the columns are cut into
 };
 
-// How many columns a thread takes, which its accesses of so many bytes need, and threads per block.
+// How many adjacent columns a thread takes, and threads per block.
 struct LaunchPlan {
   int columns;
   int threads;
 };
 
-// ---- lif_sequence.cu ----
+// ---- lif_forward.cu, lif_backward.cu ----
 
 void launch_lif_forward(
     const SequenceForward& args,
@@ -133,15 +134,25 @@ void launch_lif_backward(
 
 // ---- constant_grads.cu ----
 
-void launch_constant_grads(const ConstantGrad (&grads)[kNumGrads], int count, Stream stream);
+// Of at most kNumGrads constants.
+void launch_constant_grads(const ConstantGrad* grads, int count, Stream stream);
 
 // ---- lif_recurrent.cu ----
 
 void launch_recurrent_step_forward(
-    const RecurrentStepForward& args, Reset reset, DType dtype, Stream stream);
+    const RecurrentStepForward& args,
+    Reset reset,
+    DType dtype,
+    Stream stream);
 void launch_recurrent_potentials(
-    const RecurrentPotentials& args, Reset reset, DType dtype, Stream stream);
+    const RecurrentPotentials& args,
+    Reset reset,
+    DType dtype,
+    Stream stream);
 void launch_recurrent_step_backward(
-    const RecurrentStepBackward& args, Reset reset, DType dtype, Stream stream);
+    const RecurrentStepBackward& args,
+    Reset reset,
+    DType dtype,
+    Stream stream);
 
 }  // namespace fused_lif::cuda

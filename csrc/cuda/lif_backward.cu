@@ -1,0 +1,202 @@
+// The backward kernel of a whole sequence. As in the forward, a thread owns a few adjacent columns
+// for all time steps and talks to no other. It takes the segments of time from the last to the
+// first: recomputes the states from what the forward kept, while the gradients of the output arrive
+// in shared memory, and reverses the steps, while the input of the segment before arrives.
+#include "constants.cuh"
+#include "launch.h"
+#include "plan.h"
+
+namespace fused_lif::cuda {
+namespace {
+
+// What a thread keeps of one segment in shared memory, `threads` packs from one step to the next.
+template <typename IO, int kColumns>
+struct Segment {
+  using P = Pack<IO, kColumns>;
+  using PS = Pack<Compute<IO>, kColumns>;
+  PS *i_jump, *potential;  // current after the input, potential before it
+  P *x, *grad_out;
+
+  static constexpr size_t kBytesPerStep = 2 * (sizeof(P) + sizeof(PS));
+
+  __device__ __forceinline__ explicit Segment(int steps) {
+    const int n = steps * blockDim.x;
+    PS* computed = reinterpret_cast<PS*>(fused_lif_shared);
+    P* copied = reinterpret_cast<P*>(computed + 2 * n);
+    i_jump = computed + threadIdx.x;
+    potential = i_jump + n;
+    x = copied + threadIdx.x;
+    grad_out = x + n;
+  }
+};
+
+template <typename IO, int kColumns, Neuron kNeuron, Reset kReset>
+__global__ void __launch_bounds__(kBackwardThreads)
+    lif_backward_kernel(const SequenceBackward args) {
+  using S = Compute<IO>;
+  using P = Pack<IO, kColumns>;
+  using PS = Pack<S, kColumns>;
+  constexpr int kAtOnce = 4 / kColumns;  // time steps whose arithmetic overlaps
+  const int64_t M = args.M, m = first_column(kColumns);
+  if (m >= M) return;
+  const int T = static_cast<int>(args.T), K = static_cast<int>(args.segment);
+  const int threads = blockDim.x;
+  const Segment<IO, kColumns> segment(K);
+
+  const IO* x = column<IO>(args.x, m);
+  const bool has_grad_out = args.grad_out.data != nullptr;
+  const IO* grad_out = has_grad_out ? column<IO>(args.grad_out, m) : nullptr;
+  const auto fetch_x = [&](int t0, int steps) {
+    for (int k = 0; k < steps; ++k)
+      copy_ahead(&segment.x[k * threads], x + (t0 + k) * args.x.stride_t);
+    __pipeline_commit();
+  };
+  const auto fetch_grad_out = [&](int t0, int steps) {
+    if (has_grad_out)
+      for (int k = steps - 1; k >= 0; --k)
+        copy_ahead(&segment.grad_out[k * threads], grad_out + (t0 + k) * args.grad_out.stride_t);
+    __pipeline_commit();
+  };
+  int t0 = (T - 1) / K * K, steps = T - t0;
+  fetch_x(t0, steps);
+
+  Constants<S> c[kColumns];
+  S alpha[kColumns];
+  load_constants<kNeuron>(args.constants, args.dt, m, c);
+  if constexpr (has_threshold(kNeuron))
+    for_each_value<S, kColumns>(
+        args.constants[kAlpha], m, 1.0, [&](int k, S value) { alpha[k] = value; });
+  State<S> grad[kColumns];
+  ConstantGrads<S> sums[kColumns] = {};
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) {
+    grad[k].v = load_or_zero<S>(args.grad_v, m + k);
+    grad[k].i = has_synapse(kNeuron) ? load_or_zero<S>(args.grad_i, m + k) : S(0);
+  }
+
+  for (; t0 >= 0; t0 -= K, steps = K) {
+    fetch_grad_out(t0, steps);
+    State<S> state[kColumns];
+    const int64_t row = t0 == 0 ? 0 : t0 / args.interval - 1;
+    const S* v = static_cast<const S*>(t0 == 0 ? args.v0 : args.states) + row * M + m;
+    const S* i = t0 == 0 ? static_cast<const S*>(args.i0) + m : v + args.rows * M;
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) {
+      state[k].v = v[k];
+      state[k].i = has_synapse(kNeuron) ? i[k] : S(0);
+    }
+    __pipeline_wait_prior(1);  // x is there, grad_out may not be
+    P x_next = segment.x[0];
+    for (int r = 0; r < steps; ++r) {
+      const P x_t = x_next;
+      if (r + 1 < steps) x_next = segment.x[(r + 1) * threads];
+      PS potential, i_jump;
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        potential.at[k] = state[k].v;
+        i_jump.at[k] =
+            step_forward<kNeuron, kReset>(to_compute<S>(x_t.at[k]), state[k], c[k]).i_jump;
+      }
+      segment.potential[r * threads] = potential;
+      segment.i_jump[r * threads] = i_jump;
+    }
+
+    if (t0 > 0) fetch_x(t0 - K, K);
+    if (t0 > 0)
+      __pipeline_wait_prior(1);
+    else
+      __pipeline_wait_prior(0);
+    for (int r1 = steps - 1; r1 >= 0; r1 -= kAtOnce) {
+      Step<S> step[kAtOnce][kColumns];
+      P grad_out_t[kAtOnce] = {};
+      S surrogate[kAtOnce][kColumns] = {};
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int slot = max(r1 - j, 0) * threads;
+        const PS potential = segment.potential[slot], i_jump = segment.i_jump[slot];
+        if (has_grad_out) grad_out_t[j] = segment.grad_out[slot];
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k) {
+          State<S> before = {potential.at[k], S(0)};
+          step[j][k] = step_from_jump<kNeuron, kReset>(i_jump.at[k], before, c[k]);
+        }
+      }
+      if constexpr (has_threshold(kNeuron))
+        visit_surrogate(args.surrogate, [&]<Surrogate kSurrogate>() {
+#pragma unroll
+          for (int j = 0; j < kAtOnce; ++j)
+#pragma unroll
+            for (int k = 0; k < kColumns; ++k)
+              surrogate[j][k] =
+                  surrogate_grad<kSurrogate>(step[j][k].v_decayed - c[k].v_th, alpha[k]);
+        });
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (r1 - j < 0) break;
+        const int64_t t = t0 + r1 - j;
+        if (args.grad_states != nullptr) {
+          const S* recorded = static_cast<const S*>(args.grad_states) + t * M + m;
+#pragma unroll
+          for (int k = 0; k < kColumns; ++k) {
+            grad[k].v = grad[k].v + recorded[k];
+            if constexpr (has_synapse(kNeuron)) grad[k].i = grad[k].i + recorded[args.T * M + k];
+          }
+        }
+        P grad_x_t;
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k)
+          grad_x_t.at[k] = to_io<IO>(step_backward<kNeuron, kReset, true>(
+              step[j][k], to_compute<S>(grad_out_t[j].at[k]), surrogate[j][k], args.detach_reset,
+              grad[k], sums[k], c[k]));
+        if (args.grad_x != nullptr)
+          *reinterpret_cast<P*>(static_cast<IO*>(args.grad_x) + t * M + m) = grad_x_t;
+      }
+    }
+  }
+
+  const auto store_sum = [&](int constant, int64_t column, S sum) {
+    if (args.sums[constant] != nullptr) static_cast<S*>(args.sums[constant])[column] = sum;
+  };
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) {
+    static_cast<S*>(args.grad_v0)[m + k] = grad[k].v;
+    if constexpr (has_synapse(kNeuron)) {
+      static_cast<S*>(args.grad_i0)[m + k] = grad[k].i;
+      store_sum(kTauSynInv, m + k, sums[k].dt_tau_syn_inv);
+    }
+    store_sum(kTauMemInv, m + k, sums[k].dt_tau_mem_inv);
+    store_sum(kVLeak, m + k, sums[k].v_leak);
+    if constexpr (has_threshold(kNeuron)) {
+      store_sum(kVTh, m + k, sums[k].v_th);
+      store_sum(kVReset, m + k, sums[k].v_reset);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_lif_backward(
+    const SequenceBackward& args,
+    Neuron neuron,
+    Reset reset,
+    DType dtype,
+    LaunchPlan plan,
+    Stream stream) {
+  visit_neuron(neuron, reset, [&]<Neuron kNeuron, Reset kReset>() {
+    visit_dtype(dtype, [&]<typename IO>(IO) {
+      constexpr int kNarrow = narrow_columns(sizeof(IO));
+      constexpr int kWide =
+          has_wide_kernel(kNeuron, kReset) ? wide_backward_columns(sizeof(IO)) : kNarrow;
+      visit_columns<1, kNarrow, kWide>(plan.columns, [&]<int kColumns>(Width<kColumns>) {
+        const LaunchShape shape = {
+            blocks_for(args.M, plan), dim3(plan.threads),
+            args.segment * Segment<IO, kColumns>::kBytesPerStep * plan.threads};
+        launch(
+            "lif_backward_kernel", lif_backward_kernel<IO, kColumns, kNeuron, kReset>, shape,
+            stream, args);
+      });
+    });
+  });
+}
+
+}  // namespace fused_lif::cuda
