@@ -52,41 +52,44 @@ struct SequenceBackward {
   bool detach_reset;
 };
 
-// One time step of a recurrent layer, given both sums over weights. States are replaced.
+// One time step of a recurrent layer, given both sums over weights. All tensors are [M].
 struct RecurrentStepForward {
   int64_t M;
-  const void *x, *r;  // [M]: W_in input and W_rec z
-  void *v, *i;        // [M]
+  const void *x, *r;                // W_in input and W_rec z
+  const void *v_before, *i_before;  // may be v and i
   Constant constants[kNumConstants];
   double dt;
-  void* out;              // [M]
-  void* z;                // [M]: out in the type of the computation; null if that is its own
-  void* i_jump;           // [M]; null if not needed; may be x
-  void *kept_v, *kept_i;  // [M]; null if the state of this step is not kept
+  void* out;
+  void* z;  // out in the type of the computation; null if that is its own
+  void *v, *i;
+  void* i_jump;           // may be x; null if not needed
+  void *kept_v, *kept_i;  // null if the state is not kept
 };
 
-// Potentials before the steps of one segment, [steps, M], from the current after the input.
+// Potentials before each of some time steps, from the currents after the input. [steps, M]
 struct RecurrentPotentials {
   int64_t steps, M;
-  const void* i_jump;  // [steps, M]
-  const void* v;       // [M], before the first of them
+  const void* i_jump;
+  const void* v;  // [M], before the first of them
   Constant constants[kNumConstants];
   double dt;
   void* potentials;
 };
 
-// The reverse of one time step. `grad_v` and `grad_i` are replaced, sums are added to.
+// The reverse of one time step. All tensors are [M].
 struct RecurrentStepBackward {
   int64_t M;
-  const void* grad_out;                   // [M]; null: zero
-  const void* grad_r;                     // [M], from the step after; null: zero
-  const void *potential, *i_jump;         // [M]: potential before the step, current after the input
-  const void *grad_kept_v, *grad_kept_i;  // [M]: gradients of the recorded state; null: zero
+  const void* grad_out;                     // null: zero
+  const void* grad_z;                       // W_rec^T grad_x of the step after; null: zero
+  const void *grad_v_after, *grad_i_after;  // may be grad_v and grad_i; null: zero
+  const void *grad_kept_v, *grad_kept_i;    // gradients of the recorded state; null: zero
+  const void *potential, *i_jump;           // before the step, and after its input
   Constant constants[kNumConstants];
   double dt;
-  void *grad_v, *grad_i;  // [M]
-  void* grad_x;           // [M]
-  void* sums[kNumGrads];  // [M]; null: not needed
+  void* grad_x;
+  void *grad_v, *grad_i;
+  void* sums[kNumGrads];  // gradients of the constants per column; null: not needed
+  bool is_first;          // sums start from zero
   Surrogate surrogate;
   bool detach_reset;
 };

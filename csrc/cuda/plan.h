@@ -60,6 +60,8 @@ LaunchPlan choose_plan(
   return {columns, static_cast<int>(std::clamp<int64_t>(threads_each, kWarp, max_threads))};
 }
 
+inline constexpr int kPointwiseThreads = 128;  // of kernels that take one step of a recurrent layer
+
 // ---- gradients of constants ----
 
 inline constexpr int kReduceThreads = 256;

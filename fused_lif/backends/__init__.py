@@ -6,6 +6,8 @@ import threading
 import warnings
 from types import TracebackType
 
+import torch
+
 from fused_lif.backends import native, reference
 from fused_lif.backends._base import Backend
 from fused_lif.types import LIFProblem
@@ -13,7 +15,7 @@ from fused_lif.types import LIFProblem
 __all__ = ["BACKENDS", "Backend", "backend", "check_backend_name", "select_backend"]
 
 #: All backends, the preferred one first. The reference can run everything and comes last.
-BACKENDS: dict[str, Backend] = {b.name: b for b in (native.CPU, reference.REFERENCE)}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (native.CUDA, native.CPU, reference.REFERENCE)}
 
 
 class _Requested(threading.local):
@@ -31,7 +33,7 @@ class backend:  # a context manager, used like a function
     ``DataParallel``, are not affected.
 
     Args:
-        name: ``"cpu"``, ``"reference"``, or ``None`` for the automatic choice.
+        name: ``"cuda"``, ``"cpu"``, ``"reference"``, or ``None`` for the automatic choice.
 
     Raises:
         ValueError: If there is no backend of that name.
@@ -77,12 +79,26 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
     if requested is None:
         requested = _requested.names[-1]
     if requested is None:
-        return next(b for b in BACKENDS.values() if not b.reasons_against(problem))
+        chosen = next(b for b in BACKENDS.values() if not b.reasons_against(problem))
+        if chosen is reference.REFERENCE and problem.x.device.type == "cuda":
+            _warn_of_slow_cuda()
+        return chosen
     check_backend_name(requested)
     chosen = BACKENDS[requested]
     if reasons := chosen.reasons_against(problem):
         raise RuntimeError(f"backend {requested!r} cannot run this input: {'; '.join(reasons)}")
     return chosen
+
+
+def _warn_of_slow_cuda() -> None:
+    reasons = native.CUDA.unavailable()
+    if reasons and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"fused_lif runs on its slow reference backend: {'; '.join(reasons)}; "
+            "see `python -m fused_lif.info`",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 if native.IMPORT_ERROR is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from fused_lif.surrogate import SURROGATES
 from fused_lif.types import LIFProblem, LIFResult, Neuron, Recurrence
 
 try:
-    from fused_lif import _C  # noqa: F401  (loading it registers torch.ops.fused_lif.*)
+    from fused_lif import _C  # loading it registers torch.ops.fused_lif.*
 
     IMPORT_ERROR: ImportError | None = None
 except ImportError as error:
@@ -75,6 +75,7 @@ def _lif_recurrent_forward_fake(
     *weights_constants_and_options: Any,
 ) -> tuple[Tensor, ...]:
     exact, state_interval, needs_grad = weights_constants_and_options[-3:]
+    packs = needs_grad and not exact and v.device.type == "cpu"
     rows = _state_rows(input_tensor, v, state_interval)
     sequence = (*input_tensor.shape[:-1], v.shape[-1])
     return (
@@ -85,7 +86,7 @@ def _lif_recurrent_forward_fake(
         v.new_empty((2 if state_interval == 1 else 1, rows, *v.shape)),
         *(
             torch.empty(
-                (*shape[:-1], 1 + (shape[-1] + 63) // 64) if needs_grad and not exact else (0,),
+                (*shape[:-1], 1 + (shape[-1] + 63) // 64) if packs else (0,),
                 dtype=torch.int64,
                 device=v.device,
             )
@@ -265,12 +266,13 @@ class _LIFRecurrent(torch.autograd.Function):
             options.state_interval,
             True,
         )
-        input_spikes, hidden_spikes = (None, None) if exact else packed
+        is_packed = packed[0].shape[-1] > 0
+        input_spikes, hidden_spikes = packed if is_packed else (None, None)
         # What the gradients of the weights need; spikes as bits, where they are.
         *_, needs_in, needs_rec = ctx.needs_input_grad[:6]
         ctx.save_for_backward(
             *((input_tensor, input_spikes) if needs_in else (None, None)),
-            *((z, out if exact else None, hidden_spikes) if needs_rec else (None, None, None)),
+            *((z, None if is_packed else out, hidden_spikes) if needs_rec else (None, None, None)),
             *(i_jump, states, v, *weights, *constants, alpha),
         )
         ctx.options = options
@@ -393,12 +395,45 @@ def _unavailable() -> list[str]:
     return [f"the C++ extension could not be loaded ({IMPORT_ERROR})"]
 
 
-def _reasons_against(device_type: str, problem: LIFProblem) -> list[str]:
-    reasons = []
+def _unavailable_on_cuda() -> list[str]:
     if IMPORT_ERROR is not None:
-        reasons += _unavailable()
-    if problem.x.device.type != device_type:
-        reasons.append(f"the input is on {problem.x.device.type}")
+        return _unavailable()
+    reasons = []
+    if not _C.build_info()["cuda_architectures"]:
+        reasons.append("the extension was built without CUDA (set FUSED_LIF_CUDA=1 to demand it)")
+    if not torch.cuda.is_available():
+        reasons.append("torch finds no CUDA device")
+    return reasons
+
+
+def covers(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels built for some architectures, as in ``"8.0 9.0+PTX"``, run on a device.
+
+    Machine code runs on devices of the same major version and the same or a greater minor one; PTX
+    on all later ones.
+    """
+    for name in architectures.split():
+        major, minor = map(int, name.removesuffix("+PTX").rstrip("af").split("."))
+        if capability >= (major, minor) and (capability[0] == major or name.endswith("+PTX")):
+            return True
+    return False
+
+
+@cache
+def _reasons_against_device(index: int) -> list[str]:
+    architectures = _C.build_info()["cuda_architectures"]
+    capability = torch.cuda.get_device_capability(index)
+    if covers(architectures, capability):
+        return []
+    return [
+        f"the extension was built for compute capability {architectures}, "
+        f"and the device has {capability[0]}.{capability[1]}"
+    ]
+
+
+def _reasons_against(problem: LIFProblem) -> list[str]:
+    """Returns what no C++ kernel can do."""
+    reasons = []
     if not torch.compiler.is_compiling() and peek_interpreter_stack() is not None:
         reasons.append("the kernels cannot be transformed by torch.func")
     if problem.recurrence is not None and problem.recurrence.exact:
@@ -410,4 +445,20 @@ def _reasons_against(device_type: str, problem: LIFProblem) -> list[str]:
     return reasons
 
 
-CPU = Backend("cpu", _unavailable, partial(_reasons_against, "cpu"), _run)
+def _reasons_against_cpu(problem: LIFProblem) -> list[str]:
+    reasons = [] if IMPORT_ERROR is None else _unavailable()
+    if problem.x.device.type != "cpu":
+        reasons.append(f"the input is on {problem.x.device.type}")
+    return reasons + _reasons_against(problem)
+
+
+def _reasons_against_cuda(problem: LIFProblem) -> list[str]:
+    device = problem.x.device
+    if device.type != "cuda":
+        return [*_unavailable_on_cuda(), f"the input is on {device.type}"]
+    reasons = _unavailable_on_cuda() or _reasons_against_device(device.index)
+    return reasons + _reasons_against(problem)
+
+
+CPU = Backend("cpu", _unavailable, _reasons_against_cpu, _run)
+CUDA = Backend("cuda", _unavailable_on_cuda, _reasons_against_cuda, _run)

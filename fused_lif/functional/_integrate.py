@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from fused_lif import debug
 from fused_lif.backends import select_backend
@@ -175,7 +176,7 @@ def as_constant(name: str, value: object, device: torch.device) -> Tensor:
         if value.device == device and value.dtype in _DTYPES:
             return value
         if value.dim() == 0 and value.device.type == "cpu":
-            value = value.to(device)  # a scalar on the CPU goes anywhere, as in torch
+            value = _scalar_to(value, device)  # a scalar on the CPU goes anywhere, as in torch
         if value.device != device:
             raise ValueError(
                 f"{name} must be on the device of input_tensor ({device}), got {value.device}"
@@ -183,7 +184,19 @@ def as_constant(name: str, value: object, device: torch.device) -> Tensor:
         if value.is_complex() or (value.is_floating_point() and value.dtype not in _DTYPES):
             raise TypeError(f"{name} must be one of {_DTYPE_NAMES}, got {value.dtype}")
         return value if value.is_floating_point() else value.to(torch.get_default_dtype())
-    return torch.tensor(check_number(name, value), dtype=torch.float64, device=device)
+    return torch.full((), check_number(name, value), dtype=torch.float64, device=device)
+
+
+def _scalar_to(value: Tensor, device: torch.device) -> Tensor:
+    """Moves a scalar from the CPU.
+
+    Filling a new tensor neither waits for the device nor disturbs the capture of a CUDA graph, as a
+    copy would; but it has no gradient.
+    """
+    is_plain = not torch.compiler.is_compiling() and peek_interpreter_stack() is None
+    if device.type == "cuda" and is_plain and not value.requires_grad:
+        return torch.full((), value.item(), dtype=value.dtype, device=device)
+    return value.to(device)
 
 
 def _check_weights(x: Tensor, step: torch.Size, recurrence: Recurrence) -> torch.Size:
@@ -219,7 +232,7 @@ def _check_weights(x: Tensor, step: torch.Size, recurrence: Recurrence) -> torch
 def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torch.dtype) -> Tensor:
     """Returns a state of shape ``step``; numbers and smaller tensors are broadcast."""
     if not isinstance(value, Tensor):
-        value = torch.tensor(check_number(f"state.{name}", value), device=x.device)
+        value = torch.full((), check_number(f"state.{name}", value), device=x.device)
     if value.shape == step and value.dtype is dtype and value.device == x.device:
         return value
     if value.is_complex():
