@@ -100,6 +100,15 @@ void visit_neuron(Neuron neuron, Reset reset, const F& f) {
   }
 }
 
+// Calls f.operator()<kReset>().
+template <typename F>
+void visit_reset(Reset reset, const F& f) {
+  if (reset == Reset::kSoft)
+    f.template operator()<Reset::kSoft>();
+  else
+    f.template operator()<Reset::kHard>();
+}
+
 template <int kColumns>
 using Width = std::integral_constant<int, kColumns>;
 

@@ -94,6 +94,39 @@ struct RecurrentStepBackward {
   bool detach_reset;
 };
 
+// A recurrent layer over all time steps, given x = W_in input. Of float32, with spikes of `dtype`.
+struct ClusterForward {
+  int64_t T, B, H;
+  const void* x;             // [T, B, H]
+  const void* weights;       // [H, H], transposed: a row of each sender
+  const void *z0, *v0, *i0;  // [B, H]
+  Constant constants[kNumConstants];
+  double dt;
+  void* out;
+  DType dtype;
+  void *v, *i;
+  void* i_jump;  // may be x; null if not needed
+  void* states;  // [2, T, B, H] if interval is 1, else [1, rows, B, H]: the potential only
+  int64_t rows, interval;
+};
+
+struct ClusterBackward {
+  int64_t T, B, H;
+  const void* grad_out;  // of `dtype`; may be null: zero
+  DType dtype;
+  const void *i_jump, *v0, *states;
+  int64_t interval, segment;
+  const void* weights;  // [H, H], not transposed
+  Constant constants[kNumConstants];
+  double dt;
+  const void *grad_v, *grad_i, *grad_states;  // may be null: zero
+  void* grad_x;
+  void *grad_v0, *grad_i0;
+  void* sums[kNumGrads];
+  Surrogate surrogate;
+  bool detach_reset;
+};
+
 // The gradient of one constant from its sums per column: element e is `factor` times the sum over
 // all columns that have it. The first of these is found by counting e through the dimensions that
 // the constant has, `kept`, and the others by counting through those that it does not have,
@@ -157,5 +190,11 @@ void launch_recurrent_step_backward(
     Reset reset,
     DType dtype,
     Stream stream);
+
+// ---- lif_cluster.cu ----
+
+// `rows`: batch rows of a cluster, from choose_cluster in plan.h.
+void launch_cluster_forward(const ClusterForward& args, Reset reset, int rows, Stream stream);
+void launch_cluster_backward(const ClusterBackward& args, Reset reset, int rows, Stream stream);
 
 }  // namespace fused_lif::cuda

@@ -94,14 +94,6 @@ LaunchShape pointwise(int64_t M) {
   return {blocks_for(M, {1, kPointwiseThreads}), dim3(kPointwiseThreads)};
 }
 
-template <typename F>
-void visit_reset(Reset reset, const F& f) {
-  if (reset == Reset::kSoft)
-    f.template operator()<Reset::kSoft>();
-  else
-    f.template operator()<Reset::kHard>();
-}
-
 }  // namespace
 
 void launch_recurrent_step_forward(

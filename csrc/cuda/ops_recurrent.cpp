@@ -1,5 +1,6 @@
-// Operators of recurrent layers on CUDA: matrix products with a kernel per time step between them,
-// all on one stream, so that a CUDA graph can capture them.
+// Operators of recurrent layers on CUDA: one kernel for all time steps where the layer fits a
+// cluster of blocks (choose_cluster in plan.h), otherwise matrix products with a kernel per time
+// step between them, all on one stream, so that a CUDA graph can capture them.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -24,6 +25,11 @@ Tensor transposed(const Tensor& weights, ScalarType type) {
 // Row t of [T, M] numbers of `bytes` each.
 void* at_step(const Tensor& t, int64_t step, int64_t M, int64_t bytes) {
   return static_cast<std::byte*>(t.data_ptr()) + step * M * bytes;
+}
+
+// Rows of step t of a matrix [T * B, columns].
+Tensor rows_at(Tensor matrix, int64_t t, int64_t B) {
+  return torch::stable::narrow(matrix, 0, t * B, B);
 }
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -64,45 +70,75 @@ Outputs lif_recurrent_forward_cuda(
   Tensor v_end = call.empty(layer.step, type), i_end = call.empty(layer.step, type);
   Tensor x = call.empty(layer.sequence(has_time), type);  // W_in input, then i_jump
   Tensor states = call.empty(layer.states(state_interval), type);
-  const int64_t rows = rows_of(T, state_interval);
-  const int64_t bytes = x.element_size(), out_bytes = out.element_size();
 
   const Tensor input_rows = as_matrix(input, type, T * B, I);
   const Tensor from_input = transposed(input_weights, type);
   const Tensor from_hidden = transposed(recurrent_weights, type);
   Tensor x_rows = torch::stable::reshape(x, {T * B, H});
   if (M > 0 && !exact) matrix_product(x_rows, input_rows, from_input);
-  Tensor r = call.empty({B, H}, type), out_rows = torch::stable::reshape(out, {T * B, H});
-  const bool same_type = input.scalar_type() == type;
-  Tensor z_t = as_matrix(z, type, B, H);
-  const Tensor z_converted = same_type ? r : call.empty({B, H}, type);
 
-  RecurrentStepForward args{};
-  args.M = M;
-  args.r = r.data_ptr();
-  args.v_before = call.data(v);
-  args.i_before = call.data(i);
-  set.copy_to(args.constants);
-  args.dt = dt;
-  args.z = same_type ? nullptr : z_converted.data_ptr();
-  args.v = v_end.data_ptr();
-  args.i = i_end.data_ptr();
-  for (int64_t t = 0; M > 0 && t < T; ++t) {
-    if (exact) {
-      Tensor x_t = torch::stable::narrow(x_rows, 0, t * B, B), all_inputs = input_rows;
-      matrix_product(x_t, torch::stable::narrow(all_inputs, 0, t * B, B), from_input);
+  const Tensor z0 = as_matrix(z, type, B, H);
+  const int cluster_rows =
+      exact ? 0
+            : choose_cluster(
+                  T, B, H, type == ScalarType::Double, kForwardRows, call.device.capability,
+                  call.device.multiprocessors, call.device.shared_memory,
+                  [&](int64_t rows) { return cluster_forward_bytes(H, rows); });
+  if (cluster_rows > 0) {
+    ClusterForward args{};
+    args.T = T;
+    args.B = B;
+    args.H = H;
+    args.x = x.data_ptr();
+    args.weights = call.data(from_hidden);
+    args.z0 = call.data(z0);
+    args.v0 = call.data(v);
+    args.i0 = call.data(i);
+    set.copy_to(args.constants);
+    args.dt = dt;
+    args.out = out.data_ptr();
+    args.dtype = to_dtype(out.scalar_type());
+    args.v = v_end.data_ptr();
+    args.i = i_end.data_ptr();
+    args.i_jump = needs_grad ? x.data_ptr() : nullptr;
+    args.states = states.data_ptr();
+    args.rows = rows_of(T, state_interval);
+    args.interval = state_interval;
+    launch_cluster_forward(args, reset, cluster_rows, call.stream);
+  } else if (M > 0) {
+    Tensor r = call.empty({B, H}, type), out_rows = torch::stable::reshape(out, {T * B, H});
+    const bool same_type = input.scalar_type() == type;
+    const Tensor z_converted = same_type ? r : call.empty({B, H}, type);
+    Tensor z_t = z0;
+    const int64_t rows = rows_of(T, state_interval);
+    const int64_t bytes = x.element_size(), out_bytes = out.element_size();
+    RecurrentStepForward args{};
+    args.M = M;
+    args.r = r.data_ptr();
+    args.v_before = call.data(v);
+    args.i_before = call.data(i);
+    set.copy_to(args.constants);
+    args.dt = dt;
+    args.z = same_type ? nullptr : z_converted.data_ptr();
+    args.v = v_end.data_ptr();
+    args.i = i_end.data_ptr();
+    for (int64_t t = 0; t < T; ++t) {
+      if (exact) {
+        Tensor x_t = rows_at(x_rows, t, B);
+        matrix_product(x_t, rows_at(input_rows, t, B), from_input);
+      }
+      matrix_product(r, z_t, from_hidden);
+      args.x = at_step(x, t, M, bytes);
+      args.out = at_step(out, t, M, out_bytes);
+      args.i_jump = needs_grad ? at_step(x, t, M, bytes) : nullptr;
+      const bool keeps = rows > 0 && (t + 1) % state_interval == 0 && t / state_interval < rows;
+      args.kept_v = keeps ? at_step(states, t / state_interval, M, bytes) : nullptr;
+      args.kept_i = state_interval == 1 ? at_step(states, T + t, M, bytes) : nullptr;
+      launch_recurrent_step_forward(args, reset, to_dtype(out.scalar_type()), call.stream);
+      args.v_before = args.v;
+      args.i_before = args.i;
+      z_t = same_type ? rows_at(out_rows, t, B) : z_converted;
     }
-    matrix_product(r, z_t, from_hidden);
-    args.x = at_step(x, t, M, bytes);
-    args.out = at_step(out, t, M, out_bytes);
-    args.i_jump = needs_grad ? at_step(x, t, M, bytes) : nullptr;
-    const bool keeps = rows > 0 && (t + 1) % state_interval == 0 && t / state_interval < rows;
-    args.kept_v = keeps ? at_step(states, t / state_interval, M, bytes) : nullptr;
-    args.kept_i = state_interval == 1 ? at_step(states, T + t, M, bytes) : nullptr;
-    launch_recurrent_step_forward(args, reset, to_dtype(out.scalar_type()), call.stream);
-    args.v_before = args.v;
-    args.i_before = args.i;
-    z_t = same_type ? torch::stable::narrow(out_rows, 0, t * B, B) : z_converted;
   }
   return {
       out,
@@ -160,64 +196,95 @@ Grads lif_recurrent_backward_cuda(
   ConstantSums sums(call, constants, needs, M, type);
 
   const int64_t segment = std::min(state_interval > 1 ? state_interval : kMaxSegment, T);
-  const Tensor potentials = call.empty({segment, M}, type);
-  const Tensor& currents = call.keep(dense(i_jump));
-  const Tensor& kept = call.keep(dense(states));
-  const std::byte* grad_out_data = static_cast<const std::byte*>(call.data(grad_out));
-  const std::byte* grad_states_data = static_cast<const std::byte*>(call.data(grad_states));
-  const int64_t out_bytes = grad_out ? grad_out->element_size() : bytes;
   const Tensor weights = as_matrix(recurrent_weights, type, H, H);
   Tensor grad_x_rows = torch::stable::reshape(grad_x, {T * B, H});
-  Tensor grad_z = call.empty({B, H}, type);
+  const int cluster_rows = choose_cluster(
+      T, B, H, type == ScalarType::Double, kBackwardRows, call.device.capability,
+      call.device.multiprocessors, call.device.shared_memory,
+      [&](int64_t rows) { return cluster_backward_bytes(H, rows, segment); });
+  if (cluster_rows > 0) {
+    ClusterBackward args{};
+    args.T = T;
+    args.B = B;
+    args.H = H;
+    args.grad_out = call.data(grad_out);
+    args.dtype = grad_out ? to_dtype(grad_out->scalar_type()) : dtype;
+    args.i_jump = call.data(i_jump);
+    args.v0 = call.data(v);
+    args.states = call.data(states);
+    args.interval = std::max<int64_t>(state_interval, 1);
+    args.segment = segment;
+    args.weights = call.data(weights);
+    set.copy_to(args.constants);
+    args.dt = dt;
+    args.grad_v = call.data(grad_v);
+    args.grad_i = call.data(grad_i);
+    args.grad_states = call.data(grad_states);
+    args.grad_x = grad_x.data_ptr();
+    args.grad_v0 = grad_v0.data_ptr();
+    args.grad_i0 = grad_i0.data_ptr();
+    std::copy_n(sums.sums, kNumGrads, args.sums);
+    args.surrogate = surrogate;
+    args.detach_reset = detach_reset;
+    launch_cluster_backward(args, reset, cluster_rows, call.stream);
+  } else if (M > 0) {
+    const Tensor potentials = call.empty({segment, M}, type);
+    const Tensor& currents = call.keep(dense(i_jump));
+    const Tensor& kept = call.keep(dense(states));
+    const std::byte* grad_out_data = static_cast<const std::byte*>(call.data(grad_out));
+    const std::byte* grad_states_data = static_cast<const std::byte*>(call.data(grad_states));
+    const int64_t out_bytes = grad_out ? grad_out->element_size() : bytes;
+    Tensor grad_z = call.empty({B, H}, type);
 
-  RecurrentPotentials recompute{};
-  recompute.M = M;
-  recompute.dt = dt;
-  recompute.potentials = potentials.data_ptr();
-  set.copy_to(recompute.constants);
-  RecurrentStepBackward args{};
-  args.M = M;
-  args.grad_v_after = call.data(grad_v);
-  args.grad_i_after = call.data(grad_i);
-  set.copy_to(args.constants);
-  args.dt = dt;
-  args.grad_v = grad_v0.data_ptr();
-  args.grad_i = grad_i0.data_ptr();
-  std::copy_n(sums.sums, kNumGrads, args.sums);
-  args.is_first = true;
-  args.surrogate = surrogate;
-  args.detach_reset = detach_reset;
-  for (int64_t t = T - 1, t0 = T; M > 0 && t >= 0; --t) {
-    if (t < t0) {  // the last step of a segment
-      t0 = t / segment * segment;
-      recompute.steps = t - t0 + 1;
-      recompute.i_jump = at_step(currents, t0, M, bytes);
-      recompute.v = t0 == 0
-                        ? call.data(v)
-                        : at_step(kept, t0 / std::max<int64_t>(state_interval, 1) - 1, M, bytes);
-      launch_recurrent_potentials(recompute, reset, dtype, call.stream);
+    RecurrentPotentials recompute{};
+    recompute.M = M;
+    recompute.dt = dt;
+    recompute.potentials = potentials.data_ptr();
+    set.copy_to(recompute.constants);
+    RecurrentStepBackward args{};
+    args.M = M;
+    args.grad_v_after = call.data(grad_v);
+    args.grad_i_after = call.data(grad_i);
+    set.copy_to(args.constants);
+    args.dt = dt;
+    args.grad_v = grad_v0.data_ptr();
+    args.grad_i = grad_i0.data_ptr();
+    std::copy_n(sums.sums, kNumGrads, args.sums);
+    args.is_first = true;
+    args.surrogate = surrogate;
+    args.detach_reset = detach_reset;
+    for (int64_t t = T - 1, t0 = T; t >= 0; --t) {
+      if (t < t0) {  // the last step of a segment
+        t0 = t / segment * segment;
+        recompute.steps = t - t0 + 1;
+        recompute.i_jump = at_step(currents, t0, M, bytes);
+        recompute.v = t0 == 0
+                          ? call.data(v)
+                          : at_step(kept, t0 / std::max<int64_t>(state_interval, 1) - 1, M, bytes);
+        launch_recurrent_potentials(recompute, reset, dtype, call.stream);
+      }
+      if (t + 1 < T) {
+        matrix_product(grad_z, rows_at(grad_x_rows, t + 1, B), weights);
+        args.grad_z = grad_z.data_ptr();
+      }
+      if (grad_out) args.grad_out = grad_out_data + t * M * out_bytes;
+      if (grad_states) {
+        args.grad_kept_v = grad_states_data + t * M * bytes;
+        args.grad_kept_i = grad_states_data + (T + t) * M * bytes;
+      }
+      args.potential = at_step(potentials, t - t0, M, bytes);
+      args.i_jump = at_step(currents, t, M, bytes);
+      args.grad_x = at_step(grad_x, t, M, bytes);
+      launch_recurrent_step_backward(
+          args, reset, grad_out ? to_dtype(grad_out->scalar_type()) : dtype, call.stream);
+      args.grad_v_after = args.grad_v;
+      args.grad_i_after = args.grad_i;
+      args.is_first = false;
     }
-    if (t + 1 < T) {
-      matrix_product(grad_z, torch::stable::narrow(grad_x_rows, 0, (t + 1) * B, B), weights);
-      args.grad_z = grad_z.data_ptr();
-    }
-    if (grad_out) args.grad_out = grad_out_data + t * M * out_bytes;
-    if (grad_states) {
-      args.grad_kept_v = grad_states_data + t * M * bytes;
-      args.grad_kept_i = grad_states_data + (T + t) * M * bytes;
-    }
-    args.potential = at_step(potentials, t - t0, M, bytes);
-    args.i_jump = at_step(currents, t, M, bytes);
-    args.grad_x = at_step(grad_x, t, M, bytes);
-    launch_recurrent_step_backward(
-        args, reset, grad_out ? to_dtype(grad_out->scalar_type()) : dtype, call.stream);
-    args.grad_v_after = args.grad_v;
-    args.grad_i_after = args.grad_i;
-    args.is_first = false;
   }
   if (needs.first() && M > 0) {
     Tensor to = torch::stable::reshape(grad_z0, {B, H});
-    matrix_product(to, torch::stable::narrow(grad_x_rows, 0, 0, B), weights);
+    matrix_product(to, rows_at(grad_x_rows, 0, B), weights);
   }
   sums.finish(call, set, dt);
   return {

@@ -62,6 +62,65 @@ LaunchPlan choose_plan(
 
 inline constexpr int kPointwiseThreads = 128;  // of kernels that take one step of a recurrent layer
 
+// ---- recurrent layers in clusters of blocks ----
+
+// A block owns so many neurons, which it computes, of every batch row of its cluster, and so many
+// threads per row. The hardware guarantees clusters of eight blocks.
+inline constexpr int kClusterColumns = 64, kMaxClusterBlocks = 8;
+inline constexpr int kMaxClusterNeurons = kClusterColumns * kMaxClusterBlocks;
+inline constexpr int kForwardRows = 16, kBackwardRows = 8;  // at most
+inline constexpr int kBackwardSplits = 8;  // parts of the sum over receivers, a thread for each
+inline constexpr int kClusterBackwardThreads = kClusterColumns * kBackwardSplits;
+// Spikes of a word; a list of senders is read in units of kListUnit.
+inline constexpr int kSpikeWord = 32, kListUnit = 8;
+
+FUSED_LIF_HD constexpr int cluster_blocks(int64_t H) {
+  return static_cast<int>((H + kClusterColumns - 1) / kClusterColumns);
+}
+// Receivers that a thread of the backward sums over: 16, 32 or 64.
+FUSED_LIF_HD constexpr int backward_slice(int64_t H) {
+  return H <= 16 * kBackwardSplits ? 16 : H <= 32 * kBackwardSplits ? 32 : 64;
+}
+
+// Dynamic shared memory of a block, in bytes.
+FUSED_LIF_HD constexpr int64_t list_size(int64_t H) {
+  return cluster_blocks(H) * kClusterColumns + kListUnit;
+}
+constexpr int64_t cluster_forward_bytes(int64_t H, int64_t rows) {
+  const int64_t weights = 4 * (H + 1) * kClusterColumns, warps = 2 * rows;
+  const int64_t spikes = 2 * rows * cluster_blocks(H) * (kClusterColumns / 8);
+  return weights + spikes + warps * (2 * list_size(H) + 4);
+}
+constexpr int64_t cluster_backward_bytes(int64_t H, int64_t rows, int64_t segment) {
+  const int64_t grads = 2 * rows * backward_slice(H) * kBackwardSplits;
+  return 4 * (grads + rows * kClusterColumns * (kBackwardSplits + 2 * segment));
+}
+
+// Batch rows per cluster, or 0 if matrix products are to be used. Rows of a cluster take little
+// more time than one; more clusters than fit on the device at once wait for each other. Clusters
+// must lie within a group of multiprocessors, and not all of these are whole: an eighth is left
+// unused.
+template <typename Bytes>
+int choose_cluster(
+    int64_t T,
+    int64_t B,
+    int64_t H,
+    bool is_double,
+    int max_rows,
+    int capability,
+    int multiprocessors,
+    int64_t shared_memory,
+    const Bytes& bytes) {
+  constexpr int64_t kFewSteps = 8;  // do not pay for loading the weights
+  if (capability < 90 || is_double || H > kMaxClusterNeurons || B * H == 0 || T < kFewSteps)
+    return 0;
+  while (max_rows > 0 && bytes(max_rows) > shared_memory) --max_rows;
+  if (max_rows == 0) return 0;
+  const int64_t clusters = std::max(1, multiprocessors * 7 / 8 / cluster_blocks(H));
+  const int64_t waves = (B + clusters * max_rows - 1) / (clusters * max_rows);
+  return static_cast<int>((B + clusters * waves - 1) / (clusters * waves));
+}
+
 // ---- gradients of constants ----
 
 inline constexpr int kReduceThreads = 256;
