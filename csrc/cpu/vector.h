@@ -359,6 +359,7 @@ struct VectorMath {
   static FUSED_LIF_HD Vector<S> constant(double x) { return broadcast<S>(S(x)); }
   static FUSED_LIF_HD Vector<S> exp(Vector<S> x) { return exp_vector<S>(x); }
   static FUSED_LIF_HD Vector<S> sqrt(Vector<S> x) { return sqrt_vector<S>(x); }
+  static FUSED_LIF_HD Vector<S> reciprocal(Vector<S> x) { return broadcast<S>(S(1)) / x; }
 };
 
 }  // namespace FUSED_LIF_ISA

@@ -9,7 +9,8 @@
 namespace fused_lif::cuda {
 namespace {
 
-// What a thread keeps of one segment in shared memory, `threads` packs from one step to the next.
+// What a thread keeps of one segment in shared memory: packs, kBackwardThreads apart from one step
+// to the next.
 template <typename IO, int kColumns>
 struct Segment {
   using P = Pack<IO, kColumns>;
@@ -20,7 +21,7 @@ struct Segment {
   static constexpr size_t kBytesPerStep = 2 * (sizeof(P) + sizeof(PS));
 
   __device__ __forceinline__ explicit Segment(int steps) {
-    const int n = steps * blockDim.x;
+    const int n = steps * kBackwardThreads;
     PS* computed = reinterpret_cast<PS*>(fused_lif_shared);
     P* copied = reinterpret_cast<P*>(computed + 2 * n);
     i_jump = computed + threadIdx.x;
@@ -40,25 +41,19 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const int64_t M = args.M, m = first_column(kColumns);
   if (m >= M) return;
   const int T = static_cast<int>(args.T), K = static_cast<int>(args.segment);
-  const int threads = blockDim.x;
   const Segment<IO, kColumns> segment(K);
 
   const IO* x = column<IO>(args.x, m);
   const bool has_grad_out = args.grad_out.data != nullptr;
   const IO* grad_out = has_grad_out ? column<IO>(args.grad_out, m) : nullptr;
-  const auto fetch_x = [&](int t0, int steps) {
-    for (int k = 0; k < steps; ++k)
-      copy_ahead(&segment.x[k * threads], x + (t0 + k) * args.x.stride_t);
-    __pipeline_commit();
-  };
-  const auto fetch_grad_out = [&](int t0, int steps) {
-    if (has_grad_out)
-      for (int k = steps - 1; k >= 0; --k)
-        copy_ahead(&segment.grad_out[k * threads], grad_out + (t0 + k) * args.grad_out.stride_t);
+  const auto fetch = [&](P* to, const IO* from, int64_t stride_t, int t0, int steps) {
+    from += t0 * stride_t;
+#pragma unroll 4
+    for (int k = 0; k < steps; ++k, from += stride_t) copy_ahead(to + k * kBackwardThreads, from);
     __pipeline_commit();
   };
   int t0 = (T - 1) / K * K, steps = T - t0;
-  fetch_x(t0, steps);
+  fetch(segment.x, x, args.x.stride_t, t0, steps);
 
   Constants<S> c[kColumns];
   S alpha[kColumns];
@@ -75,7 +70,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
   }
 
   for (; t0 >= 0; t0 -= K, steps = K) {
-    fetch_grad_out(t0, steps);
+    fetch(segment.grad_out, grad_out, args.grad_out.stride_t, t0, has_grad_out ? steps : 0);
     State<S> state[kColumns];
     const int64_t row = t0 == 0 ? 0 : t0 / args.interval - 1;
     const S* v = static_cast<const S*>(t0 == 0 ? args.v0 : args.states) + row * M + m;
@@ -89,7 +84,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
     P x_next = segment.x[0];
     for (int r = 0; r < steps; ++r) {
       const P x_t = x_next;
-      if (r + 1 < steps) x_next = segment.x[(r + 1) * threads];
+      if (r + 1 < steps) x_next = segment.x[(r + 1) * kBackwardThreads];
       PS potential, i_jump;
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
@@ -97,11 +92,11 @@ __global__ void __launch_bounds__(kBackwardThreads)
         i_jump.at[k] =
             step_forward<kNeuron, kReset>(to_compute<S>(x_t.at[k]), state[k], c[k]).i_jump;
       }
-      segment.potential[r * threads] = potential;
-      segment.i_jump[r * threads] = i_jump;
+      segment.potential[r * kBackwardThreads] = potential;
+      segment.i_jump[r * kBackwardThreads] = i_jump;
     }
 
-    if (t0 > 0) fetch_x(t0 - K, K);
+    if (t0 > 0) fetch(segment.x, x, args.x.stride_t, t0 - K, K);
     if (t0 > 0)
       __pipeline_wait_prior(1);
     else
@@ -112,7 +107,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
       S surrogate[kAtOnce][kColumns] = {};
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const int slot = max(r1 - j, 0) * threads;
+        const int slot = max(r1 - j, 0) * kBackwardThreads;
         const PS potential = segment.potential[slot], i_jump = segment.i_jump[slot];
         if (has_grad_out) grad_out_t[j] = segment.grad_out[slot];
 #pragma unroll
@@ -190,7 +185,7 @@ void launch_lif_backward(
       visit_columns<1, kNarrow, kWide>(plan.columns, [&]<int kColumns>(Width<kColumns>) {
         const LaunchShape shape = {
             blocks_for(args.M, plan), dim3(plan.threads),
-            args.segment * Segment<IO, kColumns>::kBytesPerStep * plan.threads};
+            args.segment * Segment<IO, kColumns>::kBytesPerStep * kBackwardThreads};
         launch(
             "lif_backward_kernel", lif_backward_kernel<IO, kColumns, kNeuron, kReset>, shape,
             stream, args);

@@ -11,33 +11,50 @@
 namespace fused_lif::cuda {
 namespace {
 
-constexpr int kSteps = 4;  // time steps per group of copies
-
-// Time steps whose input a thread has room for: 16 of 16 bytes, 64 of 4 bytes.
+// Time steps whose input a thread has room for: 16 of 16 bytes, 32 of 8 bytes, 64 of less. They are
+// copied in groups; a thread can tell apart at most eight groups that are under way.
 template <typename P>
 constexpr int kRing = sizeof(P) >= 16  ? 16
                       : sizeof(P) == 8 ? 32
                                        : 64;
+template <typename P>
+constexpr int kSteps = sizeof(P) >= 8 ? 4 : 8;
+
+// Bytes of shared memory for T steps. Slots of one step are kForwardThreads apart, a number that
+// the compiler knows, also where a block has fewer threads.
+template <typename P>
+size_t ring_bytes(int64_t T) {
+  return std::min<int64_t>(kRing<P>, T) * kForwardThreads * sizeof(P);
+}
 
 template <typename IO, int kColumns, Neuron kNeuron, Reset kReset>
 __global__ void __launch_bounds__(kForwardThreads) lif_forward_kernel(const SequenceForward args) {
   using S = Compute<IO>;
   using P = Pack<IO, kColumns>;
-  constexpr int kSlots = kRing<P>;
+  constexpr int kGroup = kSteps<P>, kGroups = kRing<P> / kGroup;
+  constexpr int kGroupSlots = kGroup * kForwardThreads;
+  static_assert(kGroups <= 8);
   const int64_t M = args.M, m = first_column(kColumns);
   if (m >= M) return;
   const int T = static_cast<int>(args.T);
 
-  P* ring = reinterpret_cast<P*>(fused_lif_shared) + threadIdx.x;
-  const IO* x = column<IO>(args.x, m);
-  const auto fetch_group = [&](int t0) {
+  P* const ring = reinterpret_cast<P*>(fused_lif_shared) + threadIdx.x;
+  const IO* x = column<IO>(args.x, m);  // of the next step to fetch
+  int fetched = 0;
+  const auto fetch_group = [&](P* to) {
+    if (fetched + kGroup <= T) {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k)
-      if (t0 + k < T)
-        copy_ahead(&ring[(t0 + k) % kSlots * blockDim.x], x + (t0 + k) * args.x.stride_t);
+      for (int k = 0; k < kGroup; ++k, x += args.x.stride_t)
+        copy_ahead(to + k * kForwardThreads, x);
+    } else {
+#pragma unroll 1
+      for (int k = 0; fetched + k < T; ++k, x += args.x.stride_t)
+        copy_ahead(to + k * kForwardThreads, x);
+    }
+    fetched += kGroup;
     __pipeline_commit();
   };
-  for (int t = 0; t < kSlots - kSteps; t += kSteps) fetch_group(t);
+  for (int g = 0; g + 1 < kGroups; ++g) fetch_group(ring + g * kGroupSlots);
 
   Constants<S> c[kColumns];
   load_constants<kNeuron>(args.constants, args.dt, m, c);
@@ -49,42 +66,50 @@ __global__ void __launch_bounds__(kForwardThreads) lif_forward_kernel(const Sequ
   }
   IO* out = static_cast<IO*>(args.out) + m;
   S* kept = static_cast<S*>(args.states) + m;  // where the next state is kept, and after which step
-  int keep_after = args.rows > 0 ? static_cast<int>(args.interval) - 1 : -1;
-  int rows_left = static_cast<int>(args.rows);
+  const int interval = static_cast<int>(args.interval);
+  const int last_kept = interval * static_cast<int>(args.rows) - 1;
+  int keep_after = args.rows > 0 ? interval - 1 : -1;
 
-  for (int t0 = 0; t0 < T; t0 += kSteps) {
-    fetch_group(t0 + kSlots - kSteps);
-    __pipeline_wait_prior(kSlots / kSteps - 1);
-    P x_group[kSteps];
+  const auto advance = [&](int t, const P& x_t) {
+    P out_t;
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) x_group[k] = ring[(t0 + k) % kSlots * blockDim.x];
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      const int t = t0 + j;
-      if (t >= T) break;
-      const P x_t = x_group[j];
-      P out_t;
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
-        const auto step = step_forward<kNeuron, kReset>(to_compute<S>(x_t.at[k]), state[k], c[k]);
-        if constexpr (has_threshold(kNeuron))
-          out_t.at[k] = to_io<IO>(step.v_decayed > c[k].v_th ? S(1) : S(0));
-        else
-          out_t.at[k] = to_io<IO>(step.v_decayed);
-      }
-      *reinterpret_cast<P*>(out) = out_t;
-      out += M;
-      if (t == keep_after) {
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k) {
-          kept[k] = state[k].v;
-          if constexpr (has_synapse(kNeuron)) kept[args.rows * M + k] = state[k].i;
-        }
-        kept += M;
-        keep_after = --rows_left > 0 ? keep_after + static_cast<int>(args.interval) : -1;
-      }
+    for (int k = 0; k < kColumns; ++k) {
+      const auto step = step_forward<kNeuron, kReset>(to_compute<S>(x_t.at[k]), state[k], c[k]);
+      if constexpr (has_threshold(kNeuron))
+        out_t.at[k] = to_io<IO>(step.v_decayed > c[k].v_th ? S(1) : S(0));
+      else
+        out_t.at[k] = to_io<IO>(step.v_decayed);
     }
+    *reinterpret_cast<P*>(out) = out_t;
+    out += M;
+    if (t != keep_after) return;
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) {
+      kept[k] = state[k].v;
+      if constexpr (has_synapse(kNeuron)) kept[args.rows * M + k] = state[k].i;
+    }
+    kept += M;
+    keep_after = t < last_kept ? t + interval : -1;
+  };
+
+  P* group = ring;                               // what is read next
+  P* free = ring + (kGroups - 1) * kGroupSlots;  // what was read last
+  const auto next = [&](P* g) {
+    return g == ring + (kGroups - 1) * kGroupSlots ? ring : g + kGroupSlots;
+  };
+  int t = 0;
+  for (; t + kGroup <= T; t += kGroup, group = next(group), free = next(free)) {
+    fetch_group(free);
+    __pipeline_wait_prior(kGroups - 1);
+    P x_t[kGroup];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) x_t[k] = group[k * kForwardThreads];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) advance(t + k, x_t[k]);
   }
+  __pipeline_wait_prior(0);
+  for (int k = 0; t < T; ++t, ++k) advance(t, group[k * kForwardThreads]);
+
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) {
     static_cast<S*>(args.v)[m + k] = state[k].v;
@@ -104,11 +129,8 @@ void launch_lif_forward(
   visit_neuron(neuron, reset, [&]<Neuron kNeuron, Reset kReset>() {
     visit_dtype(dtype, [&]<typename IO>(IO) {
       const auto run = [&]<int kColumns>(Width<kColumns>) {
-        using P = Pack<IO, kColumns>;
-        // Whole groups: the last one is read as such.
-        const int64_t slots = std::min<int64_t>(kRing<P>, (args.T + kSteps - 1) / kSteps * kSteps);
         const LaunchShape shape = {
-            blocks_for(args.M, plan), dim3(plan.threads), slots * plan.threads * sizeof(P)};
+            blocks_for(args.M, plan), dim3(plan.threads), ring_bytes<Pack<IO, kColumns>>(args.T)};
         launch(
             "lif_forward_kernel", lif_forward_kernel<IO, kColumns, kNeuron, kReset>, shape, stream,
             args);

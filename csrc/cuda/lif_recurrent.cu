@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   State<S> state = {static_cast<const S*>(args.v)[m], S(0)};
   const S* i_jump = static_cast<const S*>(args.i_jump) + m;
   S* potentials = static_cast<S*>(args.potentials) + m;
-#pragma unroll 8
+#pragma unroll 4
   for (int64_t t = 0; t < args.steps; ++t) {
     potentials[t * args.M] = state.v;
     step_from_jump<Neuron::kLIF, kReset>(i_jump[t * args.M], state, c[0]);
