@@ -13,10 +13,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 CONSTRAINT := $(VENV)/constraints.txt
 # The environment has what the build needs; without isolation ninja recompiles only what has changed.
 INSTALL := $(PIP) install --no-build-isolation -c $(CONSTRAINT)
-CXX_FILES = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cpu/*.inc tests/cpp/*.cpp)
+CXX_FILES = $(foreach folder,csrc csrc/cpu csrc/cuda tests/cpp tests/cuda_emulator,\
+    $(wildcard $(addprefix $(folder)/*.,h cuh inc cpp cu)))
 SANITIZED := build/sanitized
+CUDA := build/cuda
 
-.PHONY: demo test setup check format lint bench sanitize package clean
+.PHONY: demo test setup check format lint bench gpu sanitize package cuda-check clean
 
 demo: $(VENV)/.examples  ## trains spiking networks with learnable neuron constants, draws plots
 	$(BIN)/python examples/parameter_learning.py $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -43,8 +45,11 @@ format: $(VENV)/.dev  ## formats the code
 bench: $(VENV)/.bench  ## measures, and appends rows to benchmarks/results
 	$(BIN)/python benchmarks/run.py --peers $(ARGS)
 
+gpu:  ## with the Python that is there: builds, tests, sanitizes and measures on a GPU, in 9 minutes
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
 sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undefined-behaviour sanitizers
-	FUSED_LIF_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(SANITIZED) \
+	FUSED_LIF_CUDA=0 FUSED_LIF_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(SANITIZED) \
 	    --build-temp $(SANITIZED)-objects
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -62,6 +67,12 @@ package: $(VENV)/.test  ## builds and tries wheels, with and without build isola
 	    (cd build/wheels/package$$isolation && PYTHONPATH=. PYTHONWARNINGS=error \
 	        $(abspath $(BIN))/python -m fused_lif.info) || exit 1; \
 	done
+
+cuda-check: $(VENV)/.cuda  ## builds the CUDA kernels, inspects what nvcc made of them, loads them; no GPU needed
+	FUSED_LIF_CUDA=1 $(BIN)/python setup.py -q build --build-lib $(CUDA)
+	$(BIN)/python tests/cuda_binary.py $(CUDA)/fused_lif/_C*.so
+	cd $(CUDA) && PYTHONPATH=. PYTHONWARNINGS=error $(abspath $(BIN))/python -m fused_lif.info > info \
+	    && cat info && grep -q "CUDA: .*, architectures" info
 
 clean:
 	rm -rf build dist *.egg-info fused_lif/_C*.so $(VENV)
@@ -84,6 +95,10 @@ $(VENV)/.test: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
 
 $(VENV)/.bench: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
 	$(INSTALL) -e ".[benchmarks]" jax
+	touch $@
+
+$(VENV)/.cuda: $(VENV)/.test  # cuobjdump does not come with every nvcc
+	$(PIP) install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test .pre-commit-config.yaml

@@ -2,8 +2,12 @@
 
 Environment variables:
     FUSED_LIF_EXTENSION: ``0`` installs without the extension (reference backend only).
+    FUSED_LIF_CUDA: ``1`` demands CUDA kernels, ``0`` leaves them out. By default they are built if
+        both nvcc and a torch with CUDA are there; a GPU need not be.
+    FUSED_LIF_CUDA_ARCHITECTURES: GPUs to build for, such as ``8.0 9.0+PTX``, or ``native``.
     FUSED_LIF_SANITIZE: ``1`` builds with the address and undefined-behaviour sanitizers.
     FUSED_LIF_TORCH_DIR: Directory of the torch to build against, if it is not found.
+    CUDA_HOME, CUDA_PATH: Toolkit with nvcc (CUDA 12 at least), if it is not the one in PATH.
     CXX: C++ compiler (C++20; GCC 11 or clang 16 at least).
 """
 
@@ -23,8 +27,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "build_support"))
+from cuda_locate import Cuda, choose_cuda, code_flags  # noqa: E402
 from torch_locate import find_torch  # noqa: E402
 
+CUDA_FOLDER = ROOT / "csrc/cuda"  # all of it, in a build with CUDA
 SOURCES = [
     "csrc/ops.cpp",
     "csrc/module.cpp",
@@ -46,6 +52,13 @@ INSTRUCTION_SETS = {
 CXX_FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra "
     "-Wno-psabi -Wno-unknown-pragmas -Wno-restrict -DTORCH_TARGET_VERSION=0x020a000000000000"
+)
+# Local memory and spills are slow; tests/cuda_binary.py looks for them in the result as well.
+CUDA_FLAGS = (
+    "-std=c++20 -O3 --fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off "
+    "-Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas -Xptxas=-warn-spills,-warn-lmem-usage "
+    "-D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__ "
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__"
 )
 # Outputs start as NaN: one that is not written shows up.
 SANITIZER_FLAGS = (
@@ -73,6 +86,7 @@ class NinjaBuild(build_ext):
         if ninja is None:
             sys.exit("fused_lif needs ninja to build without isolation: pip install ninja")
 
+        cuda = choose_cuda(torch)
         sanitize = os.environ.get("FUSED_LIF_SANITIZE") == "1"
         flags = [
             CXX_FLAGS,
@@ -86,6 +100,14 @@ class NinjaBuild(build_ext):
         link = f"-shared -L{shlex.quote(str(torch.directory / 'lib'))} -ltorch_cpu"
         link += " -undefined dynamic_lookup" if sys.platform == "darwin" else " -Wl,--no-as-needed"
         link += f" {SANITIZER_FLAGS}" if sanitize else ""
+        sources = {ROOT / source: "" for source in SOURCES}  # and the flags of that file alone
+        if platform.machine().lower() in {"x86_64", "amd64"}:
+            sources |= {s: INSTRUCTION_SETS.get(s.name, "") for s in sources}
+        if cuda:
+            sources = _cuda_sources(cuda) | sources | _cuda_defines(cuda)  # the slowest ones first
+            # Static: the extension loads where CUDA is not installed, and beside any torch.
+            link += "".join(f" -L{shlex.quote(str(path))}" for path in cuda.toolkit.libraries)
+            link += " -lcudart_static -lpthread -ldl -lrt"
 
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -95,8 +117,13 @@ class NinjaBuild(build_ext):
             f"cxx = {os.environ.get('CXX', 'c++')}",
             f"flags = {' '.join(filter(None, flags))}",
             f"link = {link}",
-            "rule compile",
-            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+            "rule cpp",
+            "  command = $cxx $flags $special -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $in",
+            "rule cu",
+            f"  command = {_nvcc(cuda) if cuda else 'nvcc'} -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
@@ -105,14 +132,37 @@ class NinjaBuild(build_ext):
             "  description = link $out",
         ]
         objects = []
-        for source in map(Path, SOURCES):
-            objects.append(source.with_suffix(".o").name)
-            lines.append(f"build {objects[-1]}: compile {_escape(ROOT / source)}")
-            if platform.machine().lower() in {"x86_64", "amd64"}:
-                lines.append(f"  isa = {INSTRUCTION_SETS.get(source.name, '')}")
+        for source, special in sources.items():
+            objects.append(f"{source.parent.name}/{source.name}.o")
+            lines.append(f"build {objects[-1]}: {source.suffix[1:]} {_escape(source)}")
+            lines.append(f"  special = {special}")
         lines.append(f"build {_escape(output)}: link {' '.join(objects)}")
         (build / "build.ninja").write_text("\n".join(lines) + "\n")
         subprocess.check_call([ninja, "-C", str(build)])
+
+
+def _cuda_sources(cuda: Cuda) -> dict[Path, str]:
+    include = " ".join(f"-isystem {shlex.quote(str(path))}" for path in cuda.toolkit.includes)
+    sources = [*sorted(CUDA_FOLDER.glob("*.cu")), *sorted(CUDA_FOLDER.glob("*.cpp"))]
+    return {source: include if source.suffix == ".cpp" else "" for source in sources}
+
+
+def _cuda_defines(cuda: Cuda) -> dict[Path, str]:
+    values = {"ARCHITECTURES": " ".join(cuda.architectures), "VERSION": cuda.toolkit.version}
+    defines = (shlex.quote(f'-DFUSED_LIF_CUDA_{name}="{value}"') for name, value in values.items())
+    return {ROOT / "csrc/module.cpp": " ".join(defines)}
+
+
+def _nvcc(cuda: Cuda) -> str:
+    """The CUDA compiler and its flags. Spare cores compile several architectures at once."""
+    files = max(len(list(CUDA_FOLDER.glob("*.cu"))), 1)
+    command = [cuda.toolkit.nvcc, *CUDA_FLAGS.split(), *code_flags(cuda.architectures)]
+    command.append(f"--threads={-(-(os.cpu_count() or 1) // files)}")
+    if int(cuda.toolkit.version.split(".")[0]) >= 13:
+        command.append("--compress-mode=size")  # a tenth; some drivers of CUDA 12 cannot read it
+    host = shlex.split(os.environ.get("CXX", ""))
+    command += [f"-ccbin={host[0]}"] if len(host) == 1 else []
+    return shlex.join(command)
 
 
 def _escape(path: Path) -> str:

@@ -17,10 +17,11 @@ MINIMUM_TORCH = (2, 10)
 
 
 class Torch(NamedTuple):
-    """A torch installation: its directory and its version, such as ``2.13.0+cpu``."""
+    """A torch installation: its directory, its version, such as ``2.13.0+cpu``, and its CUDA's."""
 
     directory: Path
     version: str
+    cuda: str | None = None
 
 
 def _candidates() -> list[Path]:
@@ -41,7 +42,9 @@ def find_torch() -> Torch | None:
     for directory in _candidates():
         if not (directory / "include/torch/csrc/stable/library.h").exists():
             continue
-        match = re.search(r"__version__ = '([^']+)'", (directory / "version.py").read_text())
+        text = (directory / "version.py").read_text()
+        match = re.search(r"__version__ = '([^']+)'", text)
         if match and tuple(int(n) for n in match[1].split(".")[:2]) >= MINIMUM_TORCH:
-            return Torch(directory, match[1])
+            cuda = re.search(r"^cuda\b[^=]*= '([^']+)'", text, re.MULTILINE)
+            return Torch(directory, match[1], cuda and cuda[1])
     return None

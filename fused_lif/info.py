@@ -21,7 +21,11 @@ def info() -> str:
 
         build = _C.build_info()
         lines.append(f"extension: built with {build['compiler']} against torch {build['torch']}")
-        lines.append(f"    CUDA architectures: {build['cuda_architectures'] or 'none'}")
+        lines.append(
+            f"    CUDA: {build['cuda']}, architectures {build['cuda_architectures']}"
+            if build["cuda"]
+            else "    CUDA: not built"
+        )
         lines.append(
             f"    CPU capability: {_C.cpu_capability()} "
             f"(this machine supports {', '.join(_C.supported_cpu_capabilities())})"
