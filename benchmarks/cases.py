@@ -1,429 +1,21 @@
-"""The benchmark cases: inputs, what is compared with what, and the targets.
+"""The benchmark cases: which candidates meet on which settings, and the targets.
 
-`Setting` says what is computed, `Problem` holds its tensors, a `Candidate` turns a problem into
-calls to be timed, and `CASES` says which candidates meet on which settings. `peers.py` has the
-candidates that are not ours, `run.py` the clock.
+`problems.py` has the settings and our candidates, `run.py` the clock. The cases of a GPU are timed
+with ``--device cuda``; their targets are those of an NVIDIA H200.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from problems import BACKWARD, BOTH, FORWARD, INFERENCE, OURS, YARDSTICKS, Setting
 
-import fused_lif
-
-DT = 0.001
-ALPHA = 1.0  # Norse 1.1.0 ignores the alpha of "super"; with 1 all candidates compute the same
-FORWARD, BACKWARD, BOTH, INFERENCE = "forward", "backward", "forward_backward", "inference"
 SAVED, PEAK = "saved", "peak"  # modes that count bytes
 SHAPES = ((32, 256, 100), (100, 64, 512), (1000, 32, 256), (256, 16, 2048))
 RECURRENT = ((32, 256, 784, 100), (200, 64, 200, 256), (100, 32, 200, 512), (100, 16, 200, 1024))
-CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
-#: Share of ones in the input of a recurrent layer. With weights drawn from a normal distribution of
-#: deviation gain / sqrt(columns), 3 to 8 % of its neurons spike at every shape of `RECURRENT`, and
-#: gradients neither grow nor vanish over time.
-INPUT_RATE, INPUT_GAIN, RECURRENT_GAIN = 0.05, 6.0, 0.5
-#: Weights are multiples of this: sums over spikes are exact, and so the same in every order.
-WEIGHT_UNIT = 2.0**-10
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One computation.
-
-    Attributes:
-        T: Steps.
-        B: Batch.
-        N: Neurons.
-        model: "lif", "li" or "recurrent", a sequence; "cell" or "recurrent_cell", one step;
-            "encoder", the constant-current encoder.
-        dtype: Type of the input, as torch names it; constants and states are float32 for half ones.
-        constants: "per neuron", shape ``[N]`` and with gradients, or "scalar" and without.
-        input: "busy", or "quiet": currents in the first five steps, gradients in the last five,
-            and in between values that shrink until they are denormal.
-        device: Where the tensors are, "cpu" or "cuda".
-        input_size: Features of the spikes that a recurrent layer takes; other layers take currents.
-    """
-
-    T: int
-    B: int
-    N: int
-    model: str = "lif"
-    dtype: str = "float32"
-    constants: str = "per neuron"
-    input: str = "busy"
-    device: str = "cpu"
-    input_size: int | None = None
-
-    @property
-    def is_recurrent(self) -> bool:
-        """Whether there are weights."""
-        return self.model in ("recurrent", "recurrent_cell")
-
-    @property
-    def is_cell(self) -> bool:
-        """Whether it is one step in the middle of a sequence."""
-        return self.model in ("cell", "recurrent_cell")
-
-
-class Problem:
-    """The tensors of a setting, the same ones every time.
-
-    Attributes:
-        x: Input current, shape ``[T, B, N]``, or spikes, ``[T, B, input_size]``; without T for a
-            cell and the encoder.
-        v: Potential before the first step, shape ``[B, N]``.
-        i: Synaptic current before the first step, shape ``[B, N]``.
-        z: Spikes before the first step, shape ``[B, N]``; a recurrent layer takes them.
-        weights: Of a recurrent layer, "input_weights" ``[N, input_size]`` and "recurrent_weights"
-            ``[N, N]``; empty for others.
-        constants: The constants of `CONSTANTS` by name (the first three for "li").
-        grad_z: Gradient of the output, in its shape.
-        leaves: Tensors that get a gradient, by name.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        s = self.setting = setting
-        generator = torch.Generator().manual_seed(0)
-        dtype = getattr(torch, s.dtype)
-        state_dtype = torch.promote_types(dtype, torch.float32)
-
-        def uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.rand(shape, generator=generator)
-
-        def per_neuron(mean: float, spread: float) -> Tensor:
-            value = uniform((s.N,), mean - spread, mean + spread)
-            if s.constants == "scalar":
-                return torch.tensor(mean, dtype=state_dtype, device=s.device)
-            return torch.nn.Parameter(value.to(s.device, state_dtype))
-
-        def spikes(shape: tuple[int, ...]) -> Tensor:
-            return (uniform(shape, 0.0, 1.0) < INPUT_RATE).float()
-
-        def weights(columns: int, gain: float) -> Tensor:
-            drawn = gain * columns**-0.5 * torch.randn(s.N, columns, generator=generator)
-            value = (drawn / WEIGHT_UNIT).round() * WEIGHT_UNIT
-            return torch.nn.Parameter(value.to(s.device, state_dtype))
-
-        time = () if s.is_cell or s.model == "encoder" else (s.T,)
-        if s.is_recurrent:
-            assert s.input_size is not None
-            x = spikes((*time, s.B, s.input_size))
-        else:
-            low, high = (1.0, 3.0) if s.model == "encoder" else (0.0, 0.6)
-            x = uniform((*time, s.B, s.N), low, high)
-        grad_z = torch.randn((s.B, s.N) if s.is_cell else (s.T, s.B, s.N), generator=generator)
-        v, i, z = (torch.zeros(s.B, s.N) for _ in range(3))
-        if s.is_cell:  # in the middle of a sequence
-            v, i = uniform((s.B, s.N), 0.0, 1.2), uniform((s.B, s.N), 0.0, 1.0)
-        if s.model == "recurrent_cell":
-            z = spikes((s.B, s.N))
-        if s.input == "quiet":
-            x[:5] *= 5
-            x[5:] = 0
-            grad_z[:-5] = 0
-
-        self.is_half = dtype.itemsize == 2
-        self.x = x.to(s.device, dtype)
-        self.v, self.i, self.z = (state.to(s.device, state_dtype) for state in (v, i, z))
-        self.grad_z = grad_z.to(s.device, dtype)
-        rest = 0.0 if s.input == "quiet" else 0.05
-        self.constants = {
-            "tau_syn_inv": per_neuron(200.0, 20.0),
-            "tau_mem_inv": per_neuron(100.0, 10.0),
-            "v_leak": per_neuron(0.0, rest),
-            "v_th": per_neuron(1.0, 0.1),
-            "v_reset": per_neuron(0.0, rest),
-        }
-        if s.model == "li":
-            self.constants = {name: self.constants[name] for name in CONSTANTS[:3]}
-        self.weights = {}
-        if s.is_recurrent:
-            self.weights["input_weights"] = weights(s.input_size, INPUT_GAIN)
-            self.weights["recurrent_weights"] = weights(s.N, RECURRENT_GAIN)
-        self.leaves = {"x": self.x} | self.weights
-        if s.constants == "per neuron":
-            self.leaves |= self.constants
-        if s.is_cell:
-            self.leaves |= {"v": self.v, "i": self.i}
-        if s.model == "recurrent_cell":
-            self.leaves["z"] = self.z
-        if s.model == "encoder":
-            self.leaves = {}
-        for leaf in self.leaves.values():
-            leaf.requires_grad_()
-
-    def backward(self, outputs: tuple[Tensor, ...]) -> None:
-        """Runs backward from z, and for a cell, which others follow, from the state too."""
-        roots = outputs if self.setting.is_cell else outputs[:1]
-        torch.autograd.backward(roots, [self.grad_z.to(root.dtype) for root in roots])
-
-    def parameters(self, library: Any) -> Any:
-        """Returns the constants as ``LIFParameters`` or ``LIParameters`` of Norse or of ours."""
-        if self.setting.model == "li":
-            return library.LIParameters(**self.constants)
-        return library.LIFParameters(**self.constants, method="super", alpha=torch.tensor(ALPHA))
-
-    def state(self, library: Any) -> Any:
-        """Returns the state before the first step as Norse's or our tuple."""
-        if self.setting.is_recurrent:
-            return library.LIFState(self.z, self.v, self.i)
-        if self.setting.model == "li":
-            return library.LIState(self.v, self.i)
-        return library.LIFFeedForwardState(self.v, self.i)
-
-
-class Call(NamedTuple):
-    """What one repetition does: ``run`` on the clock, on what ``before`` prepared off the clock."""
-
-    run: Callable[[Any], Any]
-    before: Callable[[], Any] = lambda: None
-
-
-class Candidate(Protocol):
-    """One way to compute a problem.
-
-    Attributes:
-        name: What stands in the column "backend".
-        exact: Whether all spikes must be those of the reference.
-    """
-
-    name: str
-    exact: bool
-
-    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
-        """Returns why it cannot run; empty if it can."""
-
-    def call(self, problem: Problem, mode: str) -> Call:
-        """Returns what to time."""
-
-    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
-        """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
-
-
-Layer = Callable[[], tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True)
-class TorchCandidate:
-    """A candidate whose gradients come from torch's autograd.
-
-    ``layer`` maps a problem to a function that returns ``z``, or ``z, v, i``, on a fresh graph.
-    """
-
-    name: str
-    layer: Callable[[Problem], Layer]
-    reasons: Callable[[Setting], list[str]] = lambda setting: []
-    modes: tuple[str, ...] = (FORWARD, BACKWARD, BOTH, INFERENCE)
-    exact: bool = True
-
-    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
-        """Returns why it cannot run; empty if it can."""
-        return self.reasons(setting) if mode in self.modes else [f"has no mode {mode!r}"]
-
-    def call(self, problem: Problem, mode: str) -> Call:
-        """Returns what to time; gradients of the repetition before are dropped off the clock."""
-        layer, leaves = self.layer(problem), tuple(problem.leaves.values())
-        backward = problem.backward
-
-        def drop_gradients() -> None:
-            for leaf in leaves:
-                leaf.grad = None
-
-        def graph() -> tuple[Tensor, ...]:
-            drop_gradients()
-            return layer()
-
-        def both(_: None) -> tuple[Tensor, ...]:
-            outputs = layer()
-            backward(outputs)
-            return outputs
-
-        def inference(_: None) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return layer()
-
-        return {
-            FORWARD: Call(lambda _: layer()),
-            BACKWARD: Call(backward, graph),
-            BOTH: Call(both, drop_gradients),
-            INFERENCE: Call(inference),
-        }[mode]
-
-    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
-        """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
-        for leaf in problem.leaves.values():
-            leaf.grad = None
-        outputs = dict(zip("zvi", self.layer(problem)(), strict=False))
-        if mode in (BACKWARD, BOTH):
-            problem.backward(tuple(outputs.values()))
-        gradients = {
-            f"grad {name}": leaf.grad
-            for name, leaf in problem.leaves.items()
-            if leaf.grad is not None
-        }
-        return {name: value.detach().cpu() for name, value in (outputs | gradients).items()}
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """Something else on tensors of the same sizes, to compare times with.
-
-    ``work`` maps a problem and a mode to the function to be timed.
-    """
-
-    name: str
-    work: Callable[[Problem, str], Callable[[], Any]]
-    exact: bool = True
-
-    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
-        """Returns why it cannot run; empty if it can."""
-        return [] if mode in (FORWARD, BOTH) else [f"is no yardstick for mode {mode!r}"]
-
-    def call(self, problem: Problem, mode: str) -> Call:
-        """Returns what to time."""
-        work = self.work(problem, mode)
-        return Call(lambda _: work())
-
-    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
-        """Returns nothing: there is nothing to compare."""
-        return {}
-
-
-def _copy(problem: Problem, mode: str) -> Callable[[], Any]:
-    """``Tensor.copy_`` between two buffers of the size of x: the speed of memory, for the floor."""
-    source, target = problem.x.detach().clone(), torch.zeros_like(problem.x)
-    return lambda: target.copy_(source)
-
-
-def _gemm(problem: Problem, mode: str) -> Callable[[], Any]:
-    """The matrix products of a recurrent layer and of its gradients, dense, and nothing else.
-
-    What does not depend on the step before is one product for the whole sequence. Spikes and
-    gradients of the current have the right sizes, and any values.
-    """
-    w_in, w_rec = (weights.detach() for weights in problem.weights.values())
-    x, g = problem.x.detach().flatten(0, 1), problem.grad_z.flatten(0, 1)
-    z = (g > 0).to(g.dtype)
-    z_steps, g_steps = z.split(problem.setting.B), g.split(problem.setting.B)
-    current, of_step = torch.empty_like(g), torch.empty_like(g_steps[0])
-    grad_x, grad_w_in, grad_w_rec = (torch.empty_like(tensor) for tensor in (x, w_in, w_rec))
-
-    def forward() -> None:
-        torch.mm(x, w_in.t(), out=current)
-        for z_t in z_steps:
-            torch.mm(z_t, w_rec.t(), out=of_step)
-
-    def both() -> None:
-        forward()
-        for g_t in g_steps:
-            torch.mm(g_t, w_rec, out=of_step)
-        torch.mm(g.t(), x, out=grad_w_in)
-        torch.mm(g.t(), z, out=grad_w_rec)
-        torch.mm(g, w_in, out=grad_x)
-
-    return {FORWARD: forward, BOTH: both}[mode]
-
-
-def _functional(backend: str) -> Callable[[Problem], Layer]:
-    """Our functions with one backend; a cell is a sequence of one step."""
-
-    def build(problem: Problem) -> Layer:
-        model = problem.setting.model
-        p, functional = problem.parameters(fused_lif), fused_lif.functional
-        if model == "encoder":
-            encode = functional.encode.constant_current_lif_encode
-            return lambda: (encode(problem.x, problem.setting.T, p, DT, backend=backend),)
-        if model == "li":
-            integral: Any = functional.leaky_integrator.li_feed_forward_integral
-        elif problem.setting.is_recurrent:
-            integral = functional.lif.lif_step_integral
-        else:
-            integral = functional.lif.lif_feed_forward_integral
-        state, weights = problem.state(fused_lif), tuple(problem.weights.values())
-        is_cell = problem.setting.is_cell
-
-        def layer() -> tuple[Tensor, ...]:
-            x = problem.x[None] if is_cell else problem.x
-            z, s = integral(x, state, *weights, p, DT, backend=backend)
-            return z[0] if is_cell else z, s.v, s.i
-
-        return layer
-
-    return build
-
-
-_MODULES = {
-    "lif": "LIF",
-    "cell": "LIFCell",
-    "recurrent": "LIFRecurrent",
-    "recurrent_cell": "LIFRecurrentCell",
-}
-
-
-def module_layer(problem: Problem, library: Any) -> Layer:
-    """The modules of Norse or ours; ours choose the backend themselves."""
-    setting = problem.setting
-    sizes = (setting.input_size, setting.N) if setting.is_recurrent else ()
-    options = problem.weights | {"autapses": True} if setting.is_recurrent else {}
-    module = getattr(library, _MODULES[setting.model])
-    neurons = module(*sizes, problem.parameters(library), dt=DT, **options)
-    state = problem.state(library)
-
-    def layer() -> tuple[Tensor, ...]:
-        z, s = neurons(problem.x, state)
-        return z, s.v, s.i
-
-    return layer
-
-
-def _module(problem: Problem) -> Layer:
-    return module_layer(problem, fused_lif)
-
-
-def _reasons_against_backend(backend: str | None = None) -> Callable[[Setting], list[str]]:
-    """Asks the backend, by default the C++ one of the device, with an input of one neuron."""
-
-    def reasons(setting: Setting) -> list[str]:
-        try:
-            _functional(backend or setting.device)(Problem(replace(setting, T=1, B=1, N=1)))()
-        except (RuntimeError, ValueError) as error:
-            return [str(error)]
-        return []
-
-    return reasons
-
-
-def _operator(problem: Problem) -> Layer:
-    """The bare operator on the tensors of the cell, without our Python around it."""
-    forward = torch.ops.fused_lif.lif_forward
-    tensors = (problem.x, problem.v, problem.i, *problem.constants.values())
-    options = (DT, int(fused_lif.types.Neuron.LIF), False, 0)  # hard reset, no states for backward
-    return lambda: forward(*tensors, *options)[:3]
-
-
-REFERENCE = TorchCandidate("reference", _functional("reference"), modes=(FORWARD, BACKWARD, BOTH))
-_OPERATOR_MODES = (FORWARD, INFERENCE)
-_FUSED = ("cpu", "cuda", "triton")
-#: What the library itself brings to the comparison, by the name in the column "backend".
-CANDIDATES: dict[str, Candidate] = {
-    c.name: c
-    for c in (
-        *(TorchCandidate(b, _functional(b), _reasons_against_backend(b)) for b in _FUSED),
-        TorchCandidate("module", _module, _reasons_against_backend()),
-        TorchCandidate("operator", _operator, _reasons_against_backend(), _OPERATOR_MODES),
-        REFERENCE,
-        Yardstick("copy", _copy),
-        Yardstick("gemm", _gemm),
-    )
-}
-YARDSTICKS = ("copy", "gemm")
-#: Those that targets are about; the others are compared with the first of them in a case.
-OURS = (*_FUSED, "module")
 
 Row = dict[str, Any]
 
@@ -481,6 +73,29 @@ for _shape, _gemms, _norse in zip(
     TARGETS["recurrent", "norse", FORWARD, _shape] = _norse[0]
     TARGETS["recurrent", "norse", BOTH, _shape] = _norse[1]
 
+#: Limits on an NVIDIA H200, by case, backend of the row and mode. Rows of ours: the share of the
+#: bandwidth of a copy that they reach at least, or the nanoseconds per step that they take at most;
+#: rows of others take at least so many times as long as ours.
+GPU_TARGETS: dict[tuple[str, str, str], float] = {
+    ("gpu_sequence", "cuda", FORWARD): 0.9,
+    ("gpu_sequence", "cuda_graph", FORWARD): 0.9,
+    ("gpu_sequence", "cuda", BOTH): 0.8,
+    ("gpu_sequence", "cuda_graph", BOTH): 0.8,
+    ("gpu_small", "cuda_graph", FORWARD): 40,
+    ("gpu_small", "cuda_graph", BOTH): 120,
+    ("gpu_small", "norse", FORWARD): 100,
+    ("gpu_small", "norse", BOTH): 100,
+    ("gpu_spikingjelly", "spikingjelly", BOTH): 1.5,
+    ("gpu_recurrent", "cuda_graph", FORWARD): 1500,
+    ("gpu_recurrent", "cuda_graph", BACKWARD): 2500,
+    ("gpu_recurrent", "mm_fused_graph", FORWARD): 4,
+    ("gpu_recurrent", "mm_fused_graph", BACKWARD): 4,
+    ("gpu_recurrent", "mm_fused_graph", BOTH): 4,
+}
+#: Elements per neuron-step that a layer must move: x and z; x, grad_z and grad_x; all of them.
+#: A copy moves two.
+ELEMENTS = {FORWARD: 2, BACKWARD: 3, BOTH: 5}
+
 #: Largest ratio to the first setting. "No slower" leaves a margin for noise, "linear" one for the
 #: caches: they hold the shortest sequence and not the longest.
 SETTING_LIMITS = {"bfloat16": 1.05, "quiet": 1.1, "linear_in_t": 1.5}
@@ -506,9 +121,7 @@ def judge_baselines(row: Row, rows: list[Row]) -> Verdict | None:
         ratio = row["median_ms"] / yardstick["median_ms"]
         if yardstick["backend"] == "gemm":
             return Verdict("x gemm", ratio, limit)
-        # copy_ moves two elements per neuron-step, forward two (x, z), backward three (x, grad_z,
-        # grad_x).
-        return Verdict("x floor", ratio / (2.5 if row["mode"] == BOTH else 1.0), limit)
+        return Verdict("x floor", ratio * 2 / ELEMENTS[row["mode"]], limit)
     if row["backend"] == "operator":
         return Verdict(
             f"= {ours['backend']} / operator", ours["median_ms"] / row["median_ms"], limit
@@ -516,6 +129,25 @@ def judge_baselines(row: Row, rows: list[Row]) -> Verdict | None:
     return Verdict(
         f"x {ours['backend']}", row["median_ms"] / ours["median_ms"], limit, at_most=False
     )
+
+
+def judge_gpu(row: Row, rows: list[Row]) -> Verdict | None:
+    """Compares ours with a copy or with the clock, and the others with ours.
+
+    What replays a graph is compared with our graph, what is launched from Python with ours that is.
+    """
+    limit = GPU_TARGETS.get((row["case"], row["backend"], row["mode"]))
+    same = {r["backend"]: r for r in rows if r["dtype"] == row["dtype"]}
+    if row["backend"] in ("cuda", "cuda_graph"):
+        if "copy" not in same:
+            return Verdict("ns per step", 1e6 * row["median_ms"] / row["T"], limit)
+        floor = same["copy"]["median_ms"] * ELEMENTS[row["mode"]] / 2
+        return Verdict("of copy bandwidth", floor / row["median_ms"], limit, at_most=False)
+    ours = "cuda_graph" if row["backend"].endswith("_graph") else "cuda"
+    if row["backend"] == "copy" or ours not in same:
+        return None
+    ratio = row["median_ms"] / same[ours]["median_ms"]
+    return Verdict(f"x {ours}", ratio, limit, at_most=False)
 
 
 def judge_settings(row: Row, rows: list[Row]) -> Verdict | None:
@@ -550,6 +182,7 @@ class Case:
         block: Returns the settings of one shape; they are timed in turns.
         judge: Returns the ratio of a row, given the rows timed in turns with it.
         memory: Whether the peak of the memory is measured besides the time.
+        device: Where it is measured unless it is named on the command line.
     """
 
     about: str
@@ -559,6 +192,7 @@ class Case:
     block: Callable[..., Block] = lambda T, B, N: (Setting(T, B, N),)
     judge: Judge = judge_baselines
     memory: bool = False
+    device: str = "cpu"
 
 
 def quick(shape: Shape) -> Shape:
@@ -571,7 +205,14 @@ def _recurrent(T: int, B: int, input_size: int, N: int) -> Block:
     return (Setting(T, B, N, model="recurrent", input_size=input_size),)
 
 
+def _both_dtypes(constants: str) -> Callable[..., Block]:
+    return lambda T, B, N: tuple(
+        Setting(T, B, N, dtype=dtype, constants=constants) for dtype in ("float32", "bfloat16")
+    )
+
+
 LONG = (1000, 32, 256)
+LARGE = (256, 64, 4096)
 CASES: dict[str, Case] = {
     "lif_forward": Case(
         "a LIF layer with five learnable constants per neuron, in training",
@@ -671,5 +312,41 @@ CASES: dict[str, Case] = {
         lambda T, B, input_size, N: (
             Setting(1, B, N, model="recurrent_cell", input_size=input_size),
         ),
+    ),
+    # Of a GPU; the most important ones first.
+    "gpu_sequence": Case(
+        "a LIF layer with five learnable constants per neuron against the bandwidth of a copy",
+        ("copy", "cuda", "cuda_graph"),
+        (FORWARD, BOTH, BACKWARD),
+        (LARGE,),
+        _both_dtypes("per neuron"),
+        judge_gpu,
+        device="cuda",
+    ),
+    "gpu_recurrent": Case(
+        "a recurrent LIF layer against a matrix product and a pointwise function per step",
+        ("cuda", "cuda_graph", "mm_fused_graph", "mm_graph", "norse"),
+        (FORWARD, BACKWARD, BOTH),
+        ((1000, 32, 200, 512),),
+        _recurrent,
+        judge_gpu,
+        device="cuda",
+    ),
+    "gpu_small": Case(
+        "a LIF layer too small to fill a GPU: the time per step, and Norse's",
+        ("cuda", "cuda_graph", "norse", "norse_module"),
+        (FORWARD, BOTH),
+        (LONG,),
+        judge=judge_gpu,
+        device="cuda",
+    ),
+    "gpu_spikingjelly": Case(
+        "a LIF layer whose constants make it SpikingJelly's, with one state, against its Triton",
+        ("cuda", "spikingjelly", "cuda_graph", "spikingjelly_graph"),
+        (BOTH, FORWARD),
+        (LARGE, LONG),
+        _both_dtypes("one state"),
+        judge_gpu,
+        device="cuda",
     ),
 }

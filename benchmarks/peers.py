@@ -6,13 +6,16 @@ before it starts the clock, and drops a peer that differs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from cases import (
+from graphs import Graphed
+from problems import (
+    ALPHA,
     BOTH,
     DT,
     FORWARD,
@@ -72,6 +75,33 @@ def _norse_module(problem: Problem) -> Layer:
     import norse.torch as norse
 
     return module_layer(problem, norse)
+
+
+def _needs_one_state(setting: Setting) -> list[str]:
+    if setting.constants != "one state":
+        return ["its neuron has one state and scalar constants without gradients"]
+    return _needs("spikingjelly", "lif")(setting)
+
+
+def _spikingjelly(problem: Problem) -> Layer:
+    """SpikingJelly's LIF sequence; on a GPU, its Triton kernels.
+
+    ``h = v + (x - (v - v_reset)) / tau`` is our potential for constants "one state", with
+    ``tau = 1 / (dt * tau_mem_inv)``. Release 2.0 chooses the kernels itself, unless this variable
+    of the environment says which; `LIFNode` calls the same function with a state in the type of x.
+    """
+    os.environ["SJ_LIF_CUDA_IMPLEMENTATION"] = "triton"  # read at import
+    from spikingjelly.activation_based import functional, surrogate
+
+    x, v = problem.x, problem.v
+    tau = 1 / float(DT * problem.constants["tau_mem_inv"].cpu())
+    v_th, v_reset = (float(problem.constants[name].cpu()) for name in ("v_th", "v_reset"))
+    spikes = surrogate.SuperSpike(alpha=ALPHA)
+
+    def layer() -> tuple[Tensor, ...]:
+        return functional.lif_multi_step(x, v, tau, True, v_th, v_reset, spikes, False)[:2]
+
+    return layer
 
 
 @cache
@@ -174,6 +204,7 @@ class JaxScan:
         return {"z": to_torch(z)} | gradients
 
 
+_SPIKINGJELLY = TorchCandidate("spikingjelly", _spikingjelly, _needs_one_state, exact=False)
 #: The peers by the name in the column "backend".
 PEERS: dict[str, Candidate] = {
     c.name: c
@@ -184,6 +215,8 @@ PEERS: dict[str, Candidate] = {
             _norse_module,
             _needs("norse", "lif", "cell", "recurrent", "recurrent_cell"),
         ),
+        _SPIKINGJELLY,
+        Graphed(_SPIKINGJELLY),
         JaxScan(),
     )
 }

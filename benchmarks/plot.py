@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-OURS = ("cpu", "cuda", "triton", "module")
+OURS = ("cpu", "cuda", "triton", "module", "cuda_graph")
 PLOTTED = ("lif_forward", "lif_forward_backward")
+REMARKS = {"bfloat16", "scalar", "quiet", "one state"}  # what a table says beside the backend
 FIELDS = ("case", "mode", "T", "B", "N", "input_size", "dtype", "constants", "input")
 Row = dict[str, str]
+
+
+def slug(name: str) -> str:
+    """Returns the name of a device as it stands in the name of a file."""
+    name = re.sub(r"\((r|tm|c)\)|@.*|\bcpu\b", " ", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
 def sizes(row: Mapping[str, Any]) -> str:
@@ -53,7 +61,7 @@ def markdown(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        remarks = {row["dtype"], row["constants"], row["input"]} & {"bfloat16", "scalar", "quiet"}
+        remarks = {row["dtype"], row["constants"], row["input"]} & REMARKS
         malloc = ["(default malloc)"] if row["malloc"] == "default" else []
         base = ours.get(_setting(row))
         column = "median_ms" if row["median_ms"] else "memory_bytes"
@@ -109,7 +117,8 @@ def draw(rows: list[Row], path: Path) -> None:
     panels[0].set_ylabel("nanoseconds per neuron-step")
     if handles := panels[0].get_legend_handles_labels()[0]:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    devices = {f"{row['device']}, {row['threads']} threads" for row in rows}
+    shown = [row for row in rows if row["case"] in PLOTTED]
+    devices = {f"{row['device']}, {row['threads']} threads" for row in shown}
     figure.suptitle(" / ".join(sorted(devices)))
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,15 @@ if not (BENCHMARKS / "run.py").exists():
     pytest.skip("benchmarks/ is not there", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 import cases  # noqa: E402
+import clock  # noqa: E402
+import compare  # noqa: E402
+import gpu  # noqa: E402
+import graphs  # noqa: E402
+import peers  # noqa: E402
 import plot  # noqa: E402
+import problems  # noqa: E402
 import run  # noqa: E402
+import sanitize_cases  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of the peers are not ours
 TINY = ["--quick", "--budget", "0.02", "--shape", "64,3,5"]
@@ -27,6 +35,7 @@ TINY_RECURRENT = ["--shape", "64,3,7,5"]
 def _restore(monkeypatch):
     for name in ("NPROC", "JAX_PLATFORMS"):
         monkeypatch.setenv(name, "1" if name == "NPROC" else "cpu")
+    monkeypatch.setattr(clock, "TURN_SECONDS", 0.01)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -43,7 +52,7 @@ def reference_but(change):
     """Returns the reference under the name "cpu", with its output changed."""
 
     def layer(problem):
-        reference = cases.REFERENCE.layer(problem)
+        reference = problems.REFERENCE.layer(problem)
 
         def run_layer():
             z, v, i = reference()
@@ -51,7 +60,7 @@ def reference_but(change):
 
         return run_layer
 
-    return cases.TorchCandidate("cpu", layer)
+    return problems.TorchCandidate("cpu", layer)
 
 
 def test_rows_have_all_columns(tmp_path, capsys):
@@ -112,22 +121,22 @@ def test_a_right_result_under_the_same_name_writes_rows(tmp_path, monkeypatch):
 
 
 def test_saved_bytes_counts_each_storage_once():
-    problem = cases.Problem(cases.Setting(4, 2, 3))
+    problem = problems.Problem(problems.Setting(4, 2, 3))
 
     def layer(problem):
         x = problem.x
         return lambda: (x * x.view(-1).view_as(x) * problem.constants["v_th"],)
 
-    candidate = cases.TorchCandidate("square", layer)
+    candidate = problems.TorchCandidate("square", layer)
     assert run.saved_bytes(candidate, problem) == 2 * problem.x.nbytes  # x, and x * x
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_holds_the_output():
-    setting = cases.Setting(100, 16, 1024, constants="scalar")
+    setting = problems.Setting(100, 16, 1024, constants="scalar")
     candidate = run.ALL_CANDIDATES["copy"]
     assert run.peak_memory(candidate, setting, "forward", 1) < 4 * 100 * 16 * 1024
-    peak = run.peak_memory(cases.REFERENCE, setting, "forward", 1)
+    peak = run.peak_memory(problems.REFERENCE, setting, "forward", 1)
     assert peak > 4 * 100 * 16 * 1024
 
 
@@ -159,10 +168,10 @@ def test_recurrent_verdicts():
 @pytest.mark.parametrize("shape", cases.RECURRENT)
 def test_recurrent_problem_is_busy_and_its_sums_are_exact(shape):
     T, _, input_size, N = shape
-    problem = cases.Problem(cases.Setting(T, 4, N, model="recurrent", input_size=input_size))
+    problem = problems.Problem(problems.Setting(T, 4, N, model="recurrent", input_size=input_size))
     assert 0.04 < problem.x.mean() < 0.06
     with torch.no_grad():
-        z, *_ = cases.REFERENCE.layer(problem)()
+        z, *_ = problems.REFERENCE.layer(problem)()
         assert 0.03 < z.mean() < 0.08
         for spikes, weights in zip((problem.x, z), problem.weights.values(), strict=True):
             exact = spikes.double() @ weights.double().T
@@ -170,20 +179,22 @@ def test_recurrent_problem_is_busy_and_its_sums_are_exact(shape):
 
 
 def test_a_moved_spike_takes_its_batch_element_out_of_the_comparison():
-    setting = cases.Setting(8, 16, 5, model="recurrent", input_size=7)
-    problem = cases.Problem(setting)
-    expected = cases.REFERENCE.results(problem, "forward_backward")
+    setting = problems.Setting(8, 16, 5, model="recurrent", input_size=7)
+    problem = problems.Problem(setting)
+    expected = problems.REFERENCE.results(problem, "forward_backward")
     actual = {name: value.clone() for name, value in expected.items()}
     actual["z"][3, 2, 1] = 1 - actual["z"][3, 2, 1]
     actual["grad x"][:, 2] += 1
     actual["grad input_weights"] += 1
-    peer = cases.TorchCandidate("peer", cases.REFERENCE.layer, exact=False)
-    assert run.differences(actual, expected, peer, setting) == []
+    peer = problems.TorchCandidate("peer", problems.REFERENCE.layer, exact=False)
+    assert compare.differences(actual, expected, peer, setting) == []
     actual["grad x"][:, 4] += 1
-    (found,) = run.differences(actual, expected, peer, setting)
+    (found,) = compare.differences(actual, expected, peer, setting)
     assert found.startswith("grad x")
     actual["z"][3] = 1 - actual["z"][3]
-    assert "100.00% of the batch elements" in run.differences(actual, expected, peer, setting)[0]
+    assert (
+        "100.00% of the batch elements" in compare.differences(actual, expected, peer, setting)[0]
+    )
 
 
 def test_rows_of_a_file_without_a_new_column_stay(tmp_path):
@@ -223,3 +234,355 @@ def test_plot_shows_the_recurrent_rows(tmp_path, capsys):
     assert {"gemm", "reference"} <= {row["backend"] for row in read(out)}
     assert plot.main([str(out)]) == 0
     assert "| recurrent | 4, 3, 5 → 5 | forward_backward | gemm" in capsys.readouterr().out
+
+
+def fake_capture(work, after=None):
+    """Runs ``work`` again where `graphs.capture` replays, into the memory of the first result."""
+    result = work()
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        return [t for part in value or () for t in tensors(part)]
+
+    def replay():
+        news = tensors(work())
+        with torch.no_grad():
+            for old, new in zip(tensors(result), news, strict=True):
+                old.copy_(new)
+
+    return graphs.Captured(replay, result, (None, after))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        problems.Setting(40, 3, 50),
+        problems.Setting(40, 3, 50, constants="one state"),
+        problems.Setting(40, 3, 20, model="recurrent", input_size=30),
+    ],
+)
+def test_a_graph_gives_the_results_of_its_candidate(setting, monkeypatch):
+    monkeypatch.setattr(graphs, "capture", fake_capture)
+    problem = problems.Problem(setting)
+    graphed = graphs.Graphed(problems.REFERENCE)
+    assert graphed.reasons_against(setting, "forward") == ["CUDA graphs need a GPU"]
+    for mode in ("forward", "forward_backward"):
+        expected = problems.REFERENCE.results(problem, mode)
+        actual = graphed.results(problem, mode)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    for mode in ("forward", "backward", "forward_backward"):
+        graphed.call(problem, mode).run(None)
+
+
+def test_a_graph_that_leaves_an_output_out_is_seen(monkeypatch):
+    monkeypatch.setattr(graphs, "capture", lambda work: graphs.Captured(lambda: None, work()))
+    problem = problems.Problem(problems.Setting(4, 3, 5))
+    graphed = graphs.Graphed(problems.REFERENCE)
+    found = compare.differences(
+        graphed.results(problem, "forward"),
+        problems.REFERENCE.results(problem, "forward"),
+        graphed,
+        problem.setting,
+    )
+    assert "100.00% of the neurons" in found[0]
+
+
+def test_the_yardstick_of_recurrent_layers_computes_the_same(monkeypatch):
+    monkeypatch.setattr(graphs, "capture", fake_capture)
+    problem = problems.Problem(problems.Setting(40, 3, 50, model="recurrent", input_size=30))
+    expected = problems.REFERENCE.results(problem, "forward_backward")
+    assert 0.03 < expected["z"].mean() < 0.08
+    layer = graphs.MatrixLayer(problem, lambda function: function)
+    with torch.no_grad():
+        layer.forward()
+        layer.backward()
+    actual = dict(zip("zvi", layer.outputs)) | {f"grad {n}": g for n, g in layer.gradients.items()}
+    assert actual.keys() == expected.keys()
+    assert compare.differences(actual, expected, problems.REFERENCE, problem.setting) == []
+    for mode in ("forward", "backward", "forward_backward"):
+        graphs.GRAPHS["mm_graph"].call(problem, mode).run(None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_spikingjelly_computes_ours_with_one_state(dtype):
+    pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
+    setting = problems.Setting(100, 3, 50, constants="one state", dtype=dtype)
+    peer = peers.PEERS["spikingjelly"]
+    assert peer.reasons_against(setting, "forward_backward") == []
+    assert compare.verify([peer], problems.Problem(setting), "forward_backward") == {peer.name: []}
+
+
+def test_one_state_is_busy_and_its_current_is_the_input():
+    problem = problems.Problem(problems.Setting(100, 3, 50, constants="one state"))
+    results = problems.REFERENCE.results(problem, "forward_backward")
+    assert 0.05 < results["z"].mean() < 0.2
+    assert results["i"].count_nonzero() == 0
+
+
+class Event:
+    """A CUDA event whose time is that of the host."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.time - self.time)
+
+
+def test_event_seconds(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    ran = []
+    call = problems.Call(lambda _: time.sleep(1e-3), lambda: ran.append(None))
+    (seconds,) = clock.event_seconds(call, 1)
+    assert seconds >= 1e-3
+    assert len(clock.event_seconds(call, 100)) == clock.MAX_BATCHES
+    assert len(ran) == 101
+    samples = clock.event_seconds(call._replace(computes_before=True), 30)
+    assert len(samples) == clock.MAX_BATCHES
+    assert all(1e-3 <= seconds < 0.1 for seconds in samples)
+
+
+def gpu_rows(case, mode, **milliseconds):
+    sizes = {"case": case, "mode": mode, "T": 1000, "dtype": "float32"}
+    return [sizes | {"backend": b, "median_ms": ms} for b, ms in milliseconds.items()]
+
+
+def test_gpu_verdicts():
+    rows = gpu_rows("gpu_sequence", "forward_backward", copy=1.0, cuda=3.0, cuda_graph=3.2)
+    half = [row | {"dtype": "bfloat16", "median_ms": 0.5 * row["median_ms"]} for row in rows]
+    copy, cuda, graph, *_ = (cases.judge_gpu(row, rows + half) for row in rows)
+    assert copy is None
+    assert (cuda.label, cuda.limit, cuda.passed) == ("of copy bandwidth", 0.8, True)
+    assert cuda.value == pytest.approx(2.5 / 3)  # 20 bytes per neuron-step, 8 of the copy
+    assert not graph.passed
+    assert cases.judge_gpu(half[1], rows + half).value == pytest.approx(2.5 / 3)
+
+    rows = gpu_rows("gpu_small", "forward", cuda=0.06, cuda_graph=0.038, norse=5.9)
+    cuda, graph, norse = (cases.judge_gpu(row, rows) for row in rows)
+    assert (cuda.value, cuda.limit) == (60, None)
+    assert (graph.value, graph.limit, graph.label) == (38, 40, "ns per step")
+    assert (norse.label, norse.limit, norse.passed) == ("x cuda", 100, False)
+
+    rows = gpu_rows("gpu_recurrent", "backward", cuda=9.9, cuda_graph=2.4, mm_fused_graph=10.0)
+    _, graph, matrices = (cases.judge_gpu(row, rows) for row in rows)
+    assert (graph.value, graph.passed) == (2400, True)
+    assert (matrices.label, matrices.passed) == ("x cuda_graph", True)
+    assert cases.judge_gpu(rows[2], rows[:1] + rows[2:]) is None  # ours is missing: no ratio
+
+
+def as_cuda(name, layer=None):
+    return problems.TorchCandidate(name, layer or problems.functional_layer("reference"))
+
+
+def test_gpu_case_with_candidates_of_the_cpu(tmp_path, monkeypatch, capsys):
+    def fails(problem):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(run.ALL_CANDIDATES, "cuda", as_cuda("cuda"))
+    monkeypatch.setitem(run.ALL_CANDIDATES, "cuda_graph", as_cuda("cuda_graph", fails))
+    out, report = tmp_path / "rows.csv", tmp_path / "report.md"
+    arguments = [*TINY, "--out", str(out), "--report", str(report)]
+    assert run.main([*arguments, "--case", "gpu_sequence"]) == 1
+    rows = read(out)
+    assert {(row["backend"], row["dtype"]) for row in rows} == {
+        (backend, dtype) for backend in ("copy", "cuda") for dtype in ("float32", "bfloat16")
+    }
+    text = report.read_text()
+    assert "| gpu_sequence | 4, 3, 5 | forward | cuda bfloat16 |" in text
+    assert "FAILED: gpu_sequence: cuda_graph raises RuntimeError: no such kernel" in text
+    assert "cuda_graph raises" in capsys.readouterr().err
+
+
+def test_a_yardstick_that_fails_is_absent(tmp_path, monkeypatch, capsys):
+    def fails(problem, mode):
+        raise RuntimeError("cannot compile")
+
+    monkeypatch.setitem(run.ALL_CANDIDATES, "copy", problems.Yardstick("copy", fails))
+    monkeypatch.setitem(run.ALL_CANDIDATES, "cuda", as_cuda("cuda"))
+    out = tmp_path / "rows.csv"
+    assert run.main([*TINY, "--case", "gpu_sequence", "--out", str(out)]) == 0
+    assert {row["backend"] for row in read(out)} == {"cuda"}
+    assert "copy is absent: raises RuntimeError in mode forward" in capsys.readouterr().out
+
+
+def test_no_case_starts_when_the_time_is_over(tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    arguments = [*TINY, "--seconds", "1e-9", "--case", "lif_forward", "--out", str(out)]
+    assert run.main(arguments) == 0
+    assert read(out) == []
+    assert "lif_forward: the case is absent: there was no time left" in capsys.readouterr().out
+
+
+def test_default_cases_are_those_of_the_device():
+    on_gpu = [name for name, case in cases.CASES.items() if case.device == "cuda"]
+    assert on_gpu[0] == "gpu_sequence"
+    assert {case for case, _, _ in cases.GPU_TARGETS} == set(on_gpu)
+    assert all(name in run.ALL_CANDIDATES for name in cases.CASES["gpu_recurrent"].candidates)
+    assert all(b in cases.CASES[case].candidates for case, b, _ in cases.GPU_TARGETS)
+    assert all(mode in cases.CASES[case].modes for case, _, mode in cases.GPU_TARGETS)
+
+
+def test_a_copy_without_git_is_told_its_commit(monkeypatch):
+    monkeypatch.setattr(run, "_git", lambda *_: "unknown")
+    monkeypatch.delenv("FUSED_LIF_COMMIT", raising=False)
+    assert run._commit() == ("unknown", "unknown")
+    monkeypatch.setenv("FUSED_LIF_COMMIT", "0123456789ab")
+    assert run._commit() == ("0123456789ab", "no")
+    monkeypatch.setenv("FUSED_LIF_COMMIT", "0123456789ab+changes")
+    assert run._commit() == ("0123456789ab", "yes")
+
+
+def test_sanitize_cases(monkeypatch, capsys):
+    settings = list(sanitize_cases.settings())
+    assert {s.model for s in settings} == {"lif", "li", "encoder", "recurrent"}
+    monkeypatch.setattr(sanitize_cases, "settings", lambda: settings[::7])
+    assert sanitize_cases.main(["--device", "cpu"]) == 0
+    monkeypatch.setattr(sanitize_cases, "settings", lambda: settings[:1])
+    done = iter(range(2))
+
+    def layer(backend):  # differs from call to call
+        return lambda problem: lambda: (problem.x * (1 + next(done)),)
+
+    monkeypatch.setattr(sanitize_cases, "functional_layer", layer)
+    assert sanitize_cases.main(["--device", "cpu"]) == 1
+    assert "z differs in" in capsys.readouterr().out
+
+
+# ---- gpu.py ----
+
+FACTS = {"device": "NVIDIA H200", "architecture": "9.0", "torch": "2.11.0", "cuda": "13.0"}
+
+
+def step(name, code, limit=60.0, **options):
+    return gpu.Step(name, lambda seconds: [sys.executable, "-c", code], limit, **options)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu, "RESERVE", 1.0)
+    return tmp_path / "work"
+
+
+def run_gpu(tmp_path, steps, *arguments):
+    def make(facts, benchmark_arguments):
+        return steps
+
+    results = tmp_path / "results"
+    status = gpu.main([*arguments], lambda: dict(FACTS), make, results)
+    path = results / "nvidia-h200-report.md"
+    return status, path.read_text() if path.exists() else ""
+
+
+def test_gpu_report(tmp_path, work, capsys):
+    write = f"from pathlib import Path; Path({str(work / 'ratios.md')!r}).write_text('| ratios |')"
+    steps = [
+        step("info", "print('cuda: ready')"),
+        step("cuda-tests", "print('3 failed | 4 passed'); raise SystemExit(3)"),
+        step("memcheck", "", absent="compute-sanitizer was not found"),
+        step("benchmark", write, takes_the_rest=True),
+    ]
+    status, text = run_gpu(tmp_path, steps, "--out", str(tmp_path / "out"))
+    assert status == 1
+    assert text.startswith("# NVIDIA H200\n\n2 of 4 steps passed in ")
+    assert "; failed: cuda-tests; not run: memcheck." in text
+    assert "| cuda-tests | FAILED with status 3 | 0 | 3 failed \\| 4 passed |" in text
+    assert "| memcheck | absent: compute-sanitizer was not found | 0 |  |" in text
+    assert "## Benchmark\n\n| ratios |\n" in text
+    assert "## cuda-tests: last lines\n\n```\n3 failed | 4 passed\n```" in text
+    assert "torch 2.11.0" in text
+    assert text in capsys.readouterr().out
+    assert (tmp_path / "out" / "nvidia-h200-report.md").read_text() == text
+    assert "==== cuda-tests: FAILED with status 3" in (tmp_path / "out" / "gpu.log").read_text()
+
+
+def test_gpu_passes_if_all_steps_do(tmp_path, work):
+    steps = [step("build", "print('built')"), step("tests", "raise SystemExit(1)")]
+    status, text = run_gpu(tmp_path, steps, "--steps", "build")
+    assert status == 0
+    assert "1 of 1 steps passed" in text
+    assert "tests" not in text
+
+
+def test_gpu_step_that_takes_too_long_is_ended_with_its_children(tmp_path, work):
+    child = tmp_path / "child"
+    code = (
+        "import subprocess, sys, time\n"
+        "print('begins', flush=True)\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(child)!r}, 'w').write(str(p.pid))\n"
+        "time.sleep(60)\n"
+    )
+    outcome = gpu.run_step(step("tests", code), 2.0, work / "tests.log")
+    assert outcome.result == "TIMED OUT after 2 s"
+    assert outcome.is_failure
+    assert outcome.last_line == "begins"
+    for _ in range(100):  # a child of nobody stays in the table until it is waited for
+        status = Path(f"/proc/{child.read_text()}/status")
+        if not status.exists() or "State:\tZ" in status.read_text():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the child lives on")
+
+
+def test_gpu_steps_share_the_time(work):
+    told = []
+
+    def command(name):
+        return lambda seconds: told.append((name, seconds)) or [sys.executable, "-c", ""]
+
+    steps = [
+        gpu.Step("build", command("build"), 200),
+        gpu.Step("tests", command("tests"), 5),
+        gpu.Step("benchmark", command("benchmark"), takes_the_rest=True),
+    ]
+    gpu.run_steps(steps, 100, lambda outcomes: None)
+    (_, build), (_, tests), (_, benchmark) = told
+    assert 90 < build < 99  # leaves the reserve to the benchmark
+    assert tests == 5
+    assert 80 < benchmark < 100
+    outcomes = gpu.run_steps(steps, 0.5, lambda outcomes: None)
+    assert [o.result for o in outcomes] == ["LEFT OUT: there was no time left"] * 3
+    assert all(o.is_failure for o in outcomes)
+
+
+def test_gpu_command_that_is_not_there_fails(work):
+    lost = gpu.Step("build", lambda seconds: ["/nowhere/at/all"], 5)
+    outcome = gpu.run_step(lost, 5, work / "build.log")
+    assert outcome.is_failure
+    assert "nowhere" in outcome.result
+
+
+def test_gpu_plan(monkeypatch):
+    monkeypatch.setattr(gpu, "_sanitizer", lambda: None)
+    monkeypatch.delenv("FUSED_LIF_CUDA_ARCHITECTURES", raising=False)
+    steps = {step.name: step for step in gpu.plan(FACTS, ["--case", "gpu_small"])}
+    assert list(steps)[:3] == ["build", "info", "cuda-tests"]
+    assert list(steps)[-1] == "benchmark"
+    assert steps["build"].environment["FUSED_LIF_CUDA_ARCHITECTURES"] == "9.0"
+    assert steps["memcheck"].absent == "compute-sanitizer was not found"
+    command = steps["benchmark"].command(100)
+    assert command[-2:] == ("--case", "gpu_small")
+    assert run.parse(list(command[2:])).seconds == 75
+    monkeypatch.setattr(gpu, "_sanitizer", lambda: "/bin/compute-sanitizer")
+    steps = {step.name: step for step in gpu.plan(FACTS)}
+    assert steps["racecheck"].command(60)[:3] == ("/bin/compute-sanitizer", "--tool", "racecheck")
+    assert not steps["racecheck"].absent
+
+
+def test_gpu_without_one_says_so(capsys):
+    assert gpu.main([], lambda: "torch 2.13.0+cpu sees none") == 1
+    assert capsys.readouterr().err == "make gpu needs a GPU: torch 2.13.0+cpu sees none\n"
+
+
+def test_gpu_unknown_step(tmp_path, work, capsys):
+    status, _ = run_gpu(tmp_path, [step("build", "")], "--steps", "bild")
+    assert status == 1
+    assert "no step bild; there are build" in capsys.readouterr().err

@@ -1,0 +1,441 @@
+"""What is computed, and who computes it: inputs, and the candidates that the library brings.
+
+`Setting` says what is computed, `Problem` holds its tensors, and a `Candidate` turns a problem into
+calls to be timed. `peers.py` has the candidates that are not ours, `graphs.py` those that replay a
+CUDA graph, and `cases.py` says who meets on which settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+import fused_lif
+
+DT = 0.001
+ALPHA = 1.0  # Norse 1.1.0 ignores the alpha of "super"; with 1 all candidates compute the same
+FORWARD, BACKWARD, BOTH, INFERENCE = "forward", "backward", "forward_backward", "inference"
+CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
+ONE_STATE = (1000.0, 125.0)  # tau_syn_inv and tau_mem_inv of constants "one state"
+#: Share of ones in the input of a recurrent layer. With weights drawn from a normal distribution of
+#: deviation gain / sqrt(columns), 3 to 8 % of its neurons spike at every shape of `cases.py`, and
+#: gradients neither grow nor vanish over time.
+INPUT_RATE, INPUT_GAIN, RECURRENT_GAIN = 0.05, 6.0, 0.5
+#: Weights are multiples of this: sums over spikes are exact, and so the same in every order.
+WEIGHT_UNIT = 2.0**-10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One computation.
+
+    Attributes:
+        T: Steps.
+        B: Batch.
+        N: Neurons.
+        model: "lif", "li" or "recurrent", a sequence; "cell" or "recurrent_cell", one step;
+            "encoder", the constant-current encoder.
+        dtype: Type of the input, as torch names it; constants and states are float32 for half ones.
+        constants: "per neuron", shape ``[N]`` and with gradients; "scalar" and without; or "one
+            state", scalars that make the synaptic current that of the input, as in libraries
+            whose neuron has no other state than the potential.
+        input: "busy", or "quiet": currents in the first five steps, gradients in the last five,
+            and in between values that shrink until they are denormal.
+        device: Where the tensors are, "cpu" or "cuda".
+        input_size: Features of the spikes that a recurrent layer takes; other layers take currents.
+    """
+
+    T: int
+    B: int
+    N: int
+    model: str = "lif"
+    dtype: str = "float32"
+    constants: str = "per neuron"
+    input: str = "busy"
+    device: str = "cpu"
+    input_size: int | None = None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether there are weights."""
+        return self.model in ("recurrent", "recurrent_cell")
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it is one step in the middle of a sequence."""
+        return self.model in ("cell", "recurrent_cell")
+
+
+class Problem:
+    """The tensors of a setting, the same ones every time.
+
+    Attributes:
+        x: Input current, shape ``[T, B, N]``, or spikes, ``[T, B, input_size]``; without T for a
+            cell and the encoder.
+        v: Potential before the first step, shape ``[B, N]``.
+        i: Synaptic current before the first step, shape ``[B, N]``.
+        z: Spikes before the first step, shape ``[B, N]``; a recurrent layer takes them.
+        weights: Of a recurrent layer, "input_weights" ``[N, input_size]`` and "recurrent_weights"
+            ``[N, N]``; empty for others.
+        constants: The constants of `CONSTANTS` by name (the first three for "li").
+        grad_z: Gradient of the output, in its shape.
+        leaves: Tensors that get a gradient, by name.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        s = self.setting = setting
+        generator = torch.Generator().manual_seed(0)
+        dtype = getattr(torch, s.dtype)
+        state_dtype = torch.promote_types(dtype, torch.float32)
+
+        def uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(shape, generator=generator)
+
+        def per_neuron(mean: float, spread: float) -> Tensor:
+            value = uniform((s.N,), mean - spread, mean + spread)
+            if s.constants != "per neuron":
+                return torch.tensor(mean, dtype=state_dtype, device=s.device)
+            return torch.nn.Parameter(value.to(s.device, state_dtype))
+
+        def spikes(shape: tuple[int, ...]) -> Tensor:
+            return (uniform(shape, 0.0, 1.0) < INPUT_RATE).float()
+
+        def weights(columns: int, gain: float) -> Tensor:
+            drawn = gain * columns**-0.5 * torch.randn(s.N, columns, generator=generator)
+            value = (drawn / WEIGHT_UNIT).round() * WEIGHT_UNIT
+            return torch.nn.Parameter(value.to(s.device, state_dtype))
+
+        time = () if s.is_cell or s.model == "encoder" else (s.T,)
+        if s.is_recurrent:
+            assert s.input_size is not None
+            x = spikes((*time, s.B, s.input_size))
+        else:
+            low, high = (1.0, 3.0) if s.model == "encoder" else (0.0, 0.6)
+            if s.constants == "one state":
+                high = 3.0
+            x = uniform((*time, s.B, s.N), low, high)
+        grad_z = torch.randn((s.B, s.N) if s.is_cell else (s.T, s.B, s.N), generator=generator)
+        v, i, z = (torch.zeros(s.B, s.N) for _ in range(3))
+        if s.is_cell:  # in the middle of a sequence
+            v, i = uniform((s.B, s.N), 0.0, 1.2), uniform((s.B, s.N), 0.0, 1.0)
+        if s.model == "recurrent_cell":
+            z = spikes((s.B, s.N))
+        if s.input == "quiet":
+            x[:5] *= 5
+            x[5:] = 0
+            grad_z[:-5] = 0
+
+        self.is_half = dtype.itemsize == 2
+        self.x = x.to(s.device, dtype)
+        self.v, self.i, self.z = (state.to(s.device, state_dtype) for state in (v, i, z))
+        self.grad_z = grad_z.to(s.device, dtype)
+        rest = 0.0 if s.input == "quiet" else 0.05
+        # One state: the current decays within the step, and 1/8 of the way is an exact product.
+        tau_syn_inv, tau_mem_inv = ONE_STATE if s.constants == "one state" else (200.0, 100.0)
+        self.constants = {
+            "tau_syn_inv": per_neuron(tau_syn_inv, 20.0),
+            "tau_mem_inv": per_neuron(tau_mem_inv, 10.0),
+            "v_leak": per_neuron(0.0, rest),
+            "v_th": per_neuron(1.0, 0.1),
+            "v_reset": per_neuron(0.0, rest),
+        }
+        if s.model == "li":
+            self.constants = {name: self.constants[name] for name in CONSTANTS[:3]}
+        self.weights = {}
+        if s.is_recurrent:
+            self.weights["input_weights"] = weights(s.input_size, INPUT_GAIN)
+            self.weights["recurrent_weights"] = weights(s.N, RECURRENT_GAIN)
+        self.leaves = {"x": self.x} | self.weights
+        if s.constants == "per neuron":
+            self.leaves |= self.constants
+        if s.is_cell:
+            self.leaves |= {"v": self.v, "i": self.i}
+        if s.model == "recurrent_cell":
+            self.leaves["z"] = self.z
+        if s.model == "encoder":
+            self.leaves = {}
+        for leaf in self.leaves.values():
+            leaf.requires_grad_()
+
+    def backward(self, outputs: tuple[Tensor, ...]) -> None:
+        """Runs backward from z, and for a cell, which others follow, from the state too."""
+        roots = outputs if self.setting.is_cell else outputs[:1]
+        torch.autograd.backward(roots, [self.grad_z.to(root.dtype) for root in roots])
+
+    def parameters(self, library: Any) -> Any:
+        """Returns the constants as ``LIFParameters`` or ``LIParameters`` of Norse or of ours."""
+        if self.setting.model == "li":
+            return library.LIParameters(**self.constants)
+        alpha = torch.tensor(ALPHA, device=self.setting.device)
+        return library.LIFParameters(**self.constants, method="super", alpha=alpha)
+
+    def state(self, library: Any) -> Any:
+        """Returns the state before the first step as Norse's or our tuple."""
+        if self.setting.is_recurrent:
+            return library.LIFState(self.z, self.v, self.i)
+        if self.setting.model == "li":
+            return library.LIState(self.v, self.i)
+        return library.LIFFeedForwardState(self.v, self.i)
+
+
+class Call(NamedTuple):
+    """What one repetition does: ``run`` on the clock, on what ``before`` prepared off the clock.
+
+    ``computes_before`` says that ``before`` runs kernels, which must end before the clock starts.
+    """
+
+    run: Callable[[Any], Any]
+    before: Callable[[], Any] = lambda: None
+    computes_before: bool = False
+
+
+class Candidate(Protocol):
+    """One way to compute a problem.
+
+    Attributes:
+        name: What stands in the column "backend".
+        exact: Whether all spikes must be those of the reference.
+    """
+
+    name: str
+    exact: bool
+
+    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
+        """Returns why it cannot run; empty if it can."""
+
+    def call(self, problem: Problem, mode: str) -> Call:
+        """Returns what to time."""
+
+    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
+        """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
+
+
+Layer = Callable[[], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class TorchCandidate:
+    """A candidate whose gradients come from torch's autograd.
+
+    ``layer`` maps a problem to a function that returns ``z``, or ``z, v, i``, on a fresh graph.
+    """
+
+    name: str
+    layer: Callable[[Problem], Layer]
+    reasons: Callable[[Setting], list[str]] = lambda setting: []
+    modes: tuple[str, ...] = (FORWARD, BACKWARD, BOTH, INFERENCE)
+    exact: bool = True
+
+    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
+        """Returns why it cannot run; empty if it can."""
+        return self.reasons(setting) if mode in self.modes else [f"has no mode {mode!r}"]
+
+    def call(self, problem: Problem, mode: str) -> Call:
+        """Returns what to time; gradients of the repetition before are dropped off the clock."""
+        layer, leaves = self.layer(problem), tuple(problem.leaves.values())
+        backward = problem.backward
+
+        def drop_gradients() -> None:
+            for leaf in leaves:
+                leaf.grad = None
+
+        def graph() -> tuple[Tensor, ...]:
+            drop_gradients()
+            return layer()
+
+        def both(_: None) -> tuple[Tensor, ...]:
+            outputs = layer()
+            backward(outputs)
+            return outputs
+
+        def inference(_: None) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return layer()
+
+        return {
+            FORWARD: Call(lambda _: layer()),
+            BACKWARD: Call(backward, graph, computes_before=True),
+            BOTH: Call(both, drop_gradients),
+            INFERENCE: Call(inference),
+        }[mode]
+
+    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
+        """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
+        for leaf in problem.leaves.values():
+            leaf.grad = None
+        outputs = dict(zip("zvi", self.layer(problem)(), strict=False))
+        if mode in (BACKWARD, BOTH):
+            problem.backward(tuple(outputs.values()))
+        gradients = {
+            f"grad {name}": leaf.grad
+            for name, leaf in problem.leaves.items()
+            if leaf.grad is not None
+        }
+        return {name: value.detach() for name, value in (outputs | gradients).items()}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Something else on tensors of the same sizes, to compare times with.
+
+    ``work`` maps a problem and a mode to the function to be timed.
+    """
+
+    name: str
+    work: Callable[[Problem, str], Callable[[], Any]]
+    modes: tuple[str, ...] = (FORWARD, BOTH)
+    reasons: Callable[[Setting], list[str]] = lambda setting: []
+    exact: bool = True
+
+    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
+        """Returns why it cannot run; empty if it can."""
+        if mode not in self.modes:
+            return [f"is no yardstick for mode {mode!r}"]
+        return self.reasons(setting)
+
+    def call(self, problem: Problem, mode: str) -> Call:
+        """Returns what to time."""
+        work = self.work(problem, mode)
+        return Call(lambda _: work())
+
+    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
+        """Returns nothing: there is nothing to compare."""
+        return {}
+
+
+def _copy(problem: Problem, mode: str) -> Callable[[], Any]:
+    """``Tensor.copy_`` between two buffers of the size of x: the speed of memory, for the floor."""
+    source, target = problem.x.detach().clone(), torch.zeros_like(problem.x)
+    return lambda: target.copy_(source)
+
+
+def _gemm(problem: Problem, mode: str) -> Callable[[], Any]:
+    """The matrix products of a recurrent layer and of its gradients, dense, and nothing else.
+
+    What does not depend on the step before is one product for the whole sequence. Spikes and
+    gradients of the current have the right sizes, and any values.
+    """
+    w_in, w_rec = (weights.detach() for weights in problem.weights.values())
+    x, g = problem.x.detach().flatten(0, 1), problem.grad_z.flatten(0, 1)
+    z = (g > 0).to(g.dtype)
+    z_steps, g_steps = z.split(problem.setting.B), g.split(problem.setting.B)
+    current, of_step = torch.empty_like(g), torch.empty_like(g_steps[0])
+    grad_x, grad_w_in, grad_w_rec = (torch.empty_like(tensor) for tensor in (x, w_in, w_rec))
+
+    def forward() -> None:
+        torch.mm(x, w_in.t(), out=current)
+        for z_t in z_steps:
+            torch.mm(z_t, w_rec.t(), out=of_step)
+
+    def both() -> None:
+        forward()
+        for g_t in g_steps:
+            torch.mm(g_t, w_rec, out=of_step)
+        torch.mm(g.t(), x, out=grad_w_in)
+        torch.mm(g.t(), z, out=grad_w_rec)
+        torch.mm(g, w_in, out=grad_x)
+
+    return {FORWARD: forward, BOTH: both}[mode]
+
+
+def functional_layer(backend: str | None) -> Callable[[Problem], Layer]:
+    """Our functions with one backend, or that of the device; a cell is a sequence of one step."""
+
+    def build(problem: Problem) -> Layer:
+        model = problem.setting.model
+        p, functional = problem.parameters(fused_lif), fused_lif.functional
+        if model == "encoder":
+            encode = functional.encode.constant_current_lif_encode
+            return lambda: (encode(problem.x, problem.setting.T, p, DT, backend=backend),)
+        if model == "li":
+            integral: Any = functional.leaky_integrator.li_feed_forward_integral
+        elif problem.setting.is_recurrent:
+            integral = functional.lif.lif_step_integral
+        else:
+            integral = functional.lif.lif_feed_forward_integral
+        state, weights = problem.state(fused_lif), tuple(problem.weights.values())
+        is_cell = problem.setting.is_cell
+
+        def layer() -> tuple[Tensor, ...]:
+            x = problem.x[None] if is_cell else problem.x
+            z, s = integral(x, state, *weights, p, DT, backend=backend)
+            return z[0] if is_cell else z, s.v, s.i
+
+        return layer
+
+    return build
+
+
+_MODULES = {
+    "lif": "LIF",
+    "cell": "LIFCell",
+    "recurrent": "LIFRecurrent",
+    "recurrent_cell": "LIFRecurrentCell",
+}
+
+
+def module_layer(problem: Problem, library: Any) -> Layer:
+    """The modules of Norse or ours; ours choose the backend themselves."""
+    setting = problem.setting
+    sizes = (setting.input_size, setting.N) if setting.is_recurrent else ()
+    options = problem.weights | {"autapses": True} if setting.is_recurrent else {}
+    module = getattr(library, _MODULES[setting.model])
+    neurons = module(*sizes, problem.parameters(library), dt=DT, **options)
+    state = problem.state(library)
+
+    def layer() -> tuple[Tensor, ...]:
+        z, s = neurons(problem.x, state)
+        return z, s.v, s.i
+
+    return layer
+
+
+def _module(problem: Problem) -> Layer:
+    return module_layer(problem, fused_lif)
+
+
+def _reasons_against_backend(backend: str | None = None) -> Callable[[Setting], list[str]]:
+    """Asks the backend, by default the C++ one of the device, with an input of one neuron."""
+
+    def reasons(setting: Setting) -> list[str]:
+        try:
+            functional_layer(backend or setting.device)(Problem(replace(setting, T=1, B=1, N=1)))()
+        except (RuntimeError, ValueError) as error:
+            return [str(error)]
+        return []
+
+    return reasons
+
+
+def _operator(problem: Problem) -> Layer:
+    """The bare operator on the tensors of the cell, without our Python around it."""
+    forward = torch.ops.fused_lif.lif_forward
+    tensors = (problem.x, problem.v, problem.i, *problem.constants.values())
+    options = (DT, int(fused_lif.types.Neuron.LIF), False, 0)  # hard reset, no states for backward
+    return lambda: forward(*tensors, *options)[:3]
+
+
+REFERENCE = TorchCandidate(
+    "reference", functional_layer("reference"), modes=(FORWARD, BACKWARD, BOTH)
+)
+_OPERATOR_MODES = (FORWARD, INFERENCE)
+_FUSED = ("cpu", "cuda", "triton")
+#: What the library itself brings to the comparison, by the name in the column "backend".
+CANDIDATES: dict[str, Candidate] = {
+    c.name: c
+    for c in (
+        *(TorchCandidate(b, functional_layer(b), _reasons_against_backend(b)) for b in _FUSED),
+        TorchCandidate("module", _module, _reasons_against_backend()),
+        TorchCandidate("operator", _operator, _reasons_against_backend(), _OPERATOR_MODES),
+        REFERENCE,
+        Yardstick("copy", _copy, (FORWARD, BACKWARD, BOTH)),
+        Yardstick("gemm", _gemm),
+    )
+}
+YARDSTICKS = ("copy", "gemm", "mm_graph", "mm_fused_graph")
+#: Those that targets are about; the others are compared with the first of them in a case.
+OURS = (*_FUSED, "module", "cuda_graph")

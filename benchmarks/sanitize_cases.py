@@ -1,0 +1,72 @@
+"""Small layers, forward and backward, for compute-sanitizer: `gpu.py` runs them under it.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python benchmarks/sanitize_cases.py
+
+Without caching every tensor is an allocation of its own, so that no access out of bounds hits a
+neighbour. Outputs must be those of the CPU; the spikes of a layer are the same on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+import torch
+from problems import BOTH, FORWARD, Problem, Setting, TorchCandidate, functional_layer
+
+WIDTHS = ((1, 1), (3, 5), (2, 33), (1, 130), (4, 300))  # (B, N)
+
+
+def settings() -> Iterator[Setting]:
+    """Yields what is computed: every kernel, with and without gradients of constants."""
+    for model in ("lif", "li", "encoder"):
+        for dtype in ("float32", "bfloat16"):
+            for k, (B, N) in enumerate(WIDTHS):
+                for T in (1, 70):
+                    per_neuron = model != "encoder" and (k + T) % 2 == 0
+                    constants = "per neuron" if per_neuron else "scalar"
+                    yield Setting(T, B, N, model, dtype, constants)
+    for dtype in ("float32", "bfloat16"):
+        for N in (40, 130, 300):
+            yield Setting(5, 3, N, "recurrent", dtype, input_size=7)
+            yield Setting(5, 3, N, "recurrent", dtype, "scalar", input_size=33)
+
+
+def differences(setting: Setting) -> list[str]:
+    """Runs a setting, and on the CPU too; returns what is not the same."""
+    layer = TorchCandidate("any", functional_layer(None))  # the backend of the device
+    mode = FORWARD if setting.model == "encoder" else BOTH
+    actual = layer.results(Problem(setting), mode)
+    expected = layer.results(Problem(replace(setting, device="cpu")), mode)
+    found = [f"no {name}" for name in sorted(expected.keys() - actual.keys())]
+    for name, value in actual.items():
+        a, b = value.double().cpu(), expected[name].double()
+        if name.startswith("grad"):
+            limit = 2e-2 if value.dtype == torch.bfloat16 else 1e-4
+            if not (a - b).abs().max() <= limit * max(b.abs().max().item(), 1e-3):
+                found.append(f"{name} differs by {(a - b).abs().max():.1e}")
+        elif not torch.equal(a, b):
+            found.append(f"{name} differs in {(a != b).sum()} of {a.numel()} values")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args(argv).device
+    count = failed = 0
+    for setting in settings():
+        setting, count = replace(setting, device=device), count + 1
+        if found := differences(setting):
+            failed += 1
+            values = {k: v for k, v in asdict(setting).items() if v is not None}
+            print(f"{values}: {'; '.join(found)}", flush=True)
+    print(f"{count - failed} of {count} layers compute on {device} what they do on the CPU")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
