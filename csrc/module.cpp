@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/capability.h"
+#include "cuda/plan.h"
 
 #ifndef FUSED_LIF_CUDA_ARCHITECTURES
 #define FUSED_LIF_CUDA_ARCHITECTURES ""
@@ -42,4 +43,30 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "set_cpu_capability", &fused_lif::cpu::set_capability, py::arg("name"),
       "Switches the CPU kernels, for tests and benchmarks. Raises ValueError if unsupported.");
+
+  // How CUDA would run a call: pure functions of sizes, for tests without a GPU.
+  m.def(
+      "cuda_sequence_plan",
+      [](bool is_backward, int64_t columns, int64_t element_bytes, int64_t neuron, bool soft_reset,
+         int multiprocessors, int64_t alignment) {
+        const auto plan = fused_lif::cuda::plan_sequence(
+            is_backward, columns, element_bytes, static_cast<fused_lif::Neuron>(neuron),
+            soft_reset ? fused_lif::Reset::kSoft : fused_lif::Reset::kHard,
+            {0, 90, multiprocessors, 0},
+            [&](int64_t width) { return alignment % (width * element_bytes) == 0; });
+        return std::pair(plan.columns, plan.threads);
+      },
+      py::arg("is_backward"), py::arg("columns"), py::arg("element_bytes"), py::arg("neuron"),
+      py::arg("soft_reset"), py::arg("multiprocessors"), py::arg("alignment") = 256,
+      "Columns per thread and threads per block for tensors aligned to so many bytes.");
+  m.def(
+      "cuda_cluster_rows",
+      [](int64_t T, int64_t B, int64_t H, bool is_double, int64_t segment, int capability,
+         int multiprocessors, int64_t shared_memory) {
+        return fused_lif::cuda::cluster_rows(
+            T, B, H, is_double, segment, {0, capability, multiprocessors, shared_memory});
+      },
+      py::arg("T"), py::arg("B"), py::arg("H"), py::arg("is_double"), py::arg("segment"),
+      py::arg("capability"), py::arg("multiprocessors"), py::arg("shared_memory"),
+      "Batch rows per cluster of a recurrent layer; 0 where matrix products are used.");
 }

@@ -57,12 +57,12 @@ const Device& device_properties(int index) {
   return devices[index];
 }
 
-CUstream_st* current_stream(int index) {
+Stream current_stream(int index) {
   static auto* const get =
       find<AOTITorchError(int32_t, void**)>("aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(get(index, &stream));
-  return static_cast<CUstream_st*>(stream);
+  return static_cast<Stream>(stream);
 }
 
 Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype, int index) {

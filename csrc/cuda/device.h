@@ -8,19 +8,12 @@
 #include <cstdint>
 #include <vector>
 
-struct CUstream_st;  // what a cudaStream_t points to
+#include "plan.h"
 
 namespace fused_lif::cuda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-struct Device {
-  int index;
-  int capability;  // compute capability: 90 for 9.0
-  int multiprocessors;
-  int64_t shared_memory;  // bytes that a block can have at most
-};
 
 // Makes a device current as long as it lives.
 class DeviceGuard {
@@ -38,7 +31,7 @@ class DeviceGuard {
 const Device& device_properties(int index);
 
 // torch's current stream of a device.
-CUstream_st* current_stream(int index);
+Stream current_stream(int index);
 
 // A contiguous tensor on the device, not initialised.
 Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype, int index);

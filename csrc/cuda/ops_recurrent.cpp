@@ -22,14 +22,90 @@ Tensor transposed(const Tensor& weights, ScalarType type) {
       weights.scalar_type() == type ? weights : torch::stable::to(weights, type), 0, 1);
 }
 
-// Row t of [T, M] numbers of `bytes` each.
-void* at_step(const Tensor& t, int64_t step, int64_t M, int64_t bytes) {
-  return static_cast<std::byte*>(t.data_ptr()) + step * M * bytes;
+// Row t of a tensor of M numbers per row.
+void* at_step(const Tensor& tensor, int64_t t, int64_t M) {
+  return static_cast<std::byte*>(tensor.data_ptr()) + t * M * tensor.element_size();
 }
 
 // Rows of step t of a matrix [T * B, columns].
 Tensor rows_at(Tensor matrix, int64_t t, int64_t B) {
   return torch::stable::narrow(matrix, 0, t * B, B);
+}
+
+// ---- forward ----
+
+// What both ways of the forward take; x is W_in input, [T * B, H], and becomes i_jump if needed.
+struct ForwardCall {
+  Call& call;
+  const ConstantSet& set;
+  const Layer& layer;
+  const Tensor &z, &v, &i;    // z: [B, H]
+  const Tensor& from_hidden;  // [H, H], transposed
+  Reset reset;
+  double dt;
+  int64_t interval;
+  bool needs_grad;
+  Tensor &x, &out, &v_end, &i_end, &states;
+};
+
+void forward_by_clusters(const ForwardCall& f, int rows) {
+  ClusterForward args{};
+  args.T = f.layer.T;
+  args.B = f.layer.B;
+  args.H = f.layer.H;
+  args.x = f.x.data_ptr();
+  args.weights = f.call.data(f.from_hidden);
+  args.z0 = f.call.data(f.z);
+  args.v0 = f.call.data(f.v);
+  args.i0 = f.call.data(f.i);
+  f.set.copy_to(args.constants);
+  args.dt = f.dt;
+  args.out = f.out.data_ptr();
+  args.dtype = to_dtype(f.out.scalar_type());
+  args.v = f.v_end.data_ptr();
+  args.i = f.i_end.data_ptr();
+  args.i_jump = f.needs_grad ? f.x.data_ptr() : nullptr;
+  args.states = f.states.data_ptr();
+  args.rows = rows_of(args.T, f.interval);
+  args.interval = f.interval;
+  launch_cluster_forward(args, f.reset, rows, f.call.stream);
+}
+
+// `project(t)` computes row t of x, where that has not been done.
+template <typename Project>
+void forward_by_steps(const ForwardCall& f, const Project& project) {
+  const int64_t T = f.layer.T, B = f.layer.B, H = f.layer.H, M = f.layer.M;
+  const ScalarType type = f.x.scalar_type();
+  const bool same_type = f.out.scalar_type() == type;
+  const int64_t rows = rows_of(T, f.interval);
+  Tensor r = f.call.empty({B, H}, type);
+  const Tensor out_rows = torch::stable::reshape(f.out, {T * B, H});
+  const Tensor z_converted = same_type ? r : f.call.empty({B, H}, type);
+  Tensor z = f.z;
+  RecurrentStepForward args{};
+  args.M = M;
+  args.r = r.data_ptr();
+  args.v_before = f.call.data(f.v);
+  args.i_before = f.call.data(f.i);
+  f.set.copy_to(args.constants);
+  args.dt = f.dt;
+  args.z = same_type ? nullptr : z_converted.data_ptr();
+  args.v = f.v_end.data_ptr();
+  args.i = f.i_end.data_ptr();
+  for (int64_t t = 0; t < T; ++t) {
+    project(t);
+    matrix_product(r, z, f.from_hidden);
+    args.x = at_step(f.x, t, M);
+    args.out = at_step(f.out, t, M);
+    args.i_jump = f.needs_grad ? at_step(f.x, t, M) : nullptr;
+    const bool keeps = rows > 0 && (t + 1) % f.interval == 0 && t / f.interval < rows;
+    args.kept_v = keeps ? at_step(f.states, t / f.interval, M) : nullptr;
+    args.kept_i = f.interval == 1 ? at_step(f.states, T + t, M) : nullptr;
+    launch_recurrent_step_forward(args, f.reset, to_dtype(f.out.scalar_type()), f.call.stream);
+    args.v_before = args.v;
+    args.i_before = args.i;
+    z = same_type ? rows_at(out_rows, t, B) : z_converted;
+  }
 }
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -78,68 +154,18 @@ Outputs lif_recurrent_forward_cuda(
   if (M > 0 && !exact) matrix_product(x_rows, input_rows, from_input);
 
   const Tensor z0 = as_matrix(z, type, B, H);
-  const int cluster_rows =
-      exact ? 0
-            : choose_cluster(
-                  T, B, H, type == ScalarType::Double, kForwardRows, call.device.capability,
-                  call.device.multiprocessors, call.device.shared_memory,
-                  [&](int64_t rows) { return cluster_forward_bytes(H, rows); });
-  if (cluster_rows > 0) {
-    ClusterForward args{};
-    args.T = T;
-    args.B = B;
-    args.H = H;
-    args.x = x.data_ptr();
-    args.weights = call.data(from_hidden);
-    args.z0 = call.data(z0);
-    args.v0 = call.data(v);
-    args.i0 = call.data(i);
-    set.copy_to(args.constants);
-    args.dt = dt;
-    args.out = out.data_ptr();
-    args.dtype = to_dtype(out.scalar_type());
-    args.v = v_end.data_ptr();
-    args.i = i_end.data_ptr();
-    args.i_jump = needs_grad ? x.data_ptr() : nullptr;
-    args.states = states.data_ptr();
-    args.rows = rows_of(T, state_interval);
-    args.interval = state_interval;
-    launch_cluster_forward(args, reset, cluster_rows, call.stream);
-  } else if (M > 0) {
-    Tensor r = call.empty({B, H}, type), out_rows = torch::stable::reshape(out, {T * B, H});
-    const bool same_type = input.scalar_type() == type;
-    const Tensor z_converted = same_type ? r : call.empty({B, H}, type);
-    Tensor z_t = z0;
-    const int64_t rows = rows_of(T, state_interval);
-    const int64_t bytes = x.element_size(), out_bytes = out.element_size();
-    RecurrentStepForward args{};
-    args.M = M;
-    args.r = r.data_ptr();
-    args.v_before = call.data(v);
-    args.i_before = call.data(i);
-    set.copy_to(args.constants);
-    args.dt = dt;
-    args.z = same_type ? nullptr : z_converted.data_ptr();
-    args.v = v_end.data_ptr();
-    args.i = i_end.data_ptr();
-    for (int64_t t = 0; t < T; ++t) {
-      if (exact) {
-        Tensor x_t = rows_at(x_rows, t, B);
-        matrix_product(x_t, rows_at(input_rows, t, B), from_input);
-      }
-      matrix_product(r, z_t, from_hidden);
-      args.x = at_step(x, t, M, bytes);
-      args.out = at_step(out, t, M, out_bytes);
-      args.i_jump = needs_grad ? at_step(x, t, M, bytes) : nullptr;
-      const bool keeps = rows > 0 && (t + 1) % state_interval == 0 && t / state_interval < rows;
-      args.kept_v = keeps ? at_step(states, t / state_interval, M, bytes) : nullptr;
-      args.kept_i = state_interval == 1 ? at_step(states, T + t, M, bytes) : nullptr;
-      launch_recurrent_step_forward(args, reset, to_dtype(out.scalar_type()), call.stream);
-      args.v_before = args.v;
-      args.i_before = args.i;
-      z_t = same_type ? rows_at(out_rows, t, B) : z_converted;
-    }
-  }
+  const ForwardCall f = {call,  set,   layer,          z0,         v, i,   from_hidden,
+                         reset, dt,    state_interval, needs_grad, x, out, v_end,
+                         i_end, states};
+  const int rows = cluster_rows(T, B, H, type == ScalarType::Double, 0, call.device);
+  if (rows > 0 && !exact)
+    forward_by_clusters(f, rows);
+  else if (M > 0)
+    forward_by_steps(f, [&](int64_t t) {
+      if (!exact) return;
+      Tensor x_t = rows_at(x_rows, t, B);
+      matrix_product(x_t, rows_at(input_rows, t, B), from_input);
+    });
   return {
       out,
       v_end,
@@ -148,6 +174,115 @@ Outputs lif_recurrent_forward_cuda(
       states,
       call.empty(none, ScalarType::Long),
       call.empty(none, ScalarType::Long)};
+}
+
+// ---- backward ----
+
+// What both ways of the backward take.
+struct BackwardCall {
+  Call& call;
+  const ConstantSet& set;
+  const Layer& layer;
+  const std::optional<Tensor>&grad_out, &grad_v, &grad_i, &grad_states;
+  const Tensor &i_jump, &states, &v;
+  const Tensor& weights;  // [H, H]
+  Reset reset;
+  double dt;
+  int64_t interval, segment;
+  Surrogate surrogate;
+  bool detach_reset;
+  Tensor &grad_x, &grad_v0, &grad_i0;
+  const ConstantSums& sums;
+
+  DType grad_out_type() const {
+    return to_dtype(grad_out ? grad_out->scalar_type() : i_jump.scalar_type());
+  }
+};
+
+void backward_by_clusters(const BackwardCall& f, int rows) {
+  ClusterBackward args{};
+  args.T = f.layer.T;
+  args.B = f.layer.B;
+  args.H = f.layer.H;
+  args.grad_out = f.call.data(f.grad_out);
+  args.dtype = f.grad_out_type();
+  args.i_jump = f.call.data(f.i_jump);
+  args.v0 = f.call.data(f.v);
+  args.states = f.call.data(f.states);
+  args.interval = std::max<int64_t>(f.interval, 1);
+  args.segment = f.segment;
+  args.weights = f.call.data(f.weights);
+  f.set.copy_to(args.constants);
+  args.dt = f.dt;
+  args.grad_v = f.call.data(f.grad_v);
+  args.grad_i = f.call.data(f.grad_i);
+  args.grad_states = f.call.data(f.grad_states);
+  args.grad_x = f.grad_x.data_ptr();
+  args.grad_v0 = f.grad_v0.data_ptr();
+  args.grad_i0 = f.grad_i0.data_ptr();
+  std::copy_n(f.sums.sums, kNumGrads, args.sums);
+  args.surrogate = f.surrogate;
+  args.detach_reset = f.detach_reset;
+  launch_cluster_backward(args, f.reset, rows, f.call.stream);
+}
+
+void backward_by_steps(const BackwardCall& f) {
+  const int64_t T = f.layer.T, B = f.layer.B, H = f.layer.H, M = f.layer.M;
+  const ScalarType type = f.i_jump.scalar_type();
+  const Tensor& i_jump = f.call.keep(dense(f.i_jump));
+  const Tensor& states = f.call.keep(dense(f.states));
+  const Tensor potentials = f.call.empty({f.segment, M}, type);
+  const Tensor grad_x_rows = torch::stable::reshape(f.grad_x, {T * B, H});
+  Tensor grad_z = f.call.empty({B, H}, type);
+  const auto dense_or_none = [&](const std::optional<Tensor>& t) {
+    return t ? std::optional<Tensor>(f.call.keep(dense(*t))) : std::nullopt;
+  };
+  const std::optional<Tensor> grad_out = dense_or_none(f.grad_out);
+  const std::optional<Tensor> grad_states = dense_or_none(f.grad_states);
+
+  RecurrentPotentials recompute{};
+  recompute.M = M;
+  f.set.copy_to(recompute.constants);
+  recompute.dt = f.dt;
+  recompute.potentials = potentials.data_ptr();
+  RecurrentStepBackward args{};
+  args.M = M;
+  args.grad_v_after = f.call.data(f.grad_v);
+  args.grad_i_after = f.call.data(f.grad_i);
+  f.set.copy_to(args.constants);
+  args.dt = f.dt;
+  args.grad_v = f.grad_v0.data_ptr();
+  args.grad_i = f.grad_i0.data_ptr();
+  std::copy_n(f.sums.sums, kNumGrads, args.sums);
+  args.is_first = true;
+  args.surrogate = f.surrogate;
+  args.detach_reset = f.detach_reset;
+  for (int64_t t = T - 1, t0 = T; t >= 0; --t) {
+    if (t < t0) {  // the last step of a segment
+      t0 = t / f.segment * f.segment;
+      recompute.steps = t - t0 + 1;
+      recompute.i_jump = at_step(i_jump, t0, M);
+      recompute.v = t0 == 0 ? f.call.data(f.v)
+                            : at_step(states, t0 / std::max<int64_t>(f.interval, 1) - 1, M);
+      launch_recurrent_potentials(recompute, f.reset, to_dtype(type), f.call.stream);
+    }
+    if (!args.is_first) {
+      matrix_product(grad_z, rows_at(grad_x_rows, t + 1, B), f.weights);
+      args.grad_z = grad_z.data_ptr();
+    }
+    if (grad_out) args.grad_out = at_step(*grad_out, t, M);
+    if (grad_states) {
+      args.grad_kept_v = at_step(*grad_states, t, M);
+      args.grad_kept_i = at_step(*grad_states, T + t, M);
+    }
+    args.potential = at_step(potentials, t - t0, M);
+    args.i_jump = at_step(i_jump, t, M);
+    args.grad_x = at_step(f.grad_x, t, M);
+    launch_recurrent_step_backward(args, f.reset, f.grad_out_type(), f.call.stream);
+    args.grad_v_after = args.grad_v;
+    args.grad_i_after = args.grad_i;
+    args.is_first = false;
+  }
 }
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -188,103 +323,25 @@ Grads lif_recurrent_backward_cuda(
   const ConstantSet set(call, layer.step, constants);
 
   const ScalarType type = i_jump.scalar_type();
-  const DType dtype = to_dtype(type);
-  const int64_t bytes = i_jump.element_size();
   Tensor grad_x = call.empty(to_vector(i_jump.sizes()), type);
   Tensor grad_z0 = call.empty(needs.first() ? layer.step : std::vector<int64_t>{0}, type);
   Tensor grad_v0 = call.empty(layer.step, type), grad_i0 = call.empty(layer.step, type);
   ConstantSums sums(call, constants, needs, M, type);
 
-  const int64_t segment = std::min(state_interval > 1 ? state_interval : kMaxSegment, T);
   const Tensor weights = as_matrix(recurrent_weights, type, H, H);
-  Tensor grad_x_rows = torch::stable::reshape(grad_x, {T * B, H});
-  const int cluster_rows = choose_cluster(
-      T, B, H, type == ScalarType::Double, kBackwardRows, call.device.capability,
-      call.device.multiprocessors, call.device.shared_memory,
-      [&](int64_t rows) { return cluster_backward_bytes(H, rows, segment); });
-  if (cluster_rows > 0) {
-    ClusterBackward args{};
-    args.T = T;
-    args.B = B;
-    args.H = H;
-    args.grad_out = call.data(grad_out);
-    args.dtype = grad_out ? to_dtype(grad_out->scalar_type()) : dtype;
-    args.i_jump = call.data(i_jump);
-    args.v0 = call.data(v);
-    args.states = call.data(states);
-    args.interval = std::max<int64_t>(state_interval, 1);
-    args.segment = segment;
-    args.weights = call.data(weights);
-    set.copy_to(args.constants);
-    args.dt = dt;
-    args.grad_v = call.data(grad_v);
-    args.grad_i = call.data(grad_i);
-    args.grad_states = call.data(grad_states);
-    args.grad_x = grad_x.data_ptr();
-    args.grad_v0 = grad_v0.data_ptr();
-    args.grad_i0 = grad_i0.data_ptr();
-    std::copy_n(sums.sums, kNumGrads, args.sums);
-    args.surrogate = surrogate;
-    args.detach_reset = detach_reset;
-    launch_cluster_backward(args, reset, cluster_rows, call.stream);
-  } else if (M > 0) {
-    const Tensor potentials = call.empty({segment, M}, type);
-    const Tensor& currents = call.keep(dense(i_jump));
-    const Tensor& kept = call.keep(dense(states));
-    const std::byte* grad_out_data = static_cast<const std::byte*>(call.data(grad_out));
-    const std::byte* grad_states_data = static_cast<const std::byte*>(call.data(grad_states));
-    const int64_t out_bytes = grad_out ? grad_out->element_size() : bytes;
-    Tensor grad_z = call.empty({B, H}, type);
-
-    RecurrentPotentials recompute{};
-    recompute.M = M;
-    recompute.dt = dt;
-    recompute.potentials = potentials.data_ptr();
-    set.copy_to(recompute.constants);
-    RecurrentStepBackward args{};
-    args.M = M;
-    args.grad_v_after = call.data(grad_v);
-    args.grad_i_after = call.data(grad_i);
-    set.copy_to(args.constants);
-    args.dt = dt;
-    args.grad_v = grad_v0.data_ptr();
-    args.grad_i = grad_i0.data_ptr();
-    std::copy_n(sums.sums, kNumGrads, args.sums);
-    args.is_first = true;
-    args.surrogate = surrogate;
-    args.detach_reset = detach_reset;
-    for (int64_t t = T - 1, t0 = T; t >= 0; --t) {
-      if (t < t0) {  // the last step of a segment
-        t0 = t / segment * segment;
-        recompute.steps = t - t0 + 1;
-        recompute.i_jump = at_step(currents, t0, M, bytes);
-        recompute.v = t0 == 0
-                          ? call.data(v)
-                          : at_step(kept, t0 / std::max<int64_t>(state_interval, 1) - 1, M, bytes);
-        launch_recurrent_potentials(recompute, reset, dtype, call.stream);
-      }
-      if (t + 1 < T) {
-        matrix_product(grad_z, rows_at(grad_x_rows, t + 1, B), weights);
-        args.grad_z = grad_z.data_ptr();
-      }
-      if (grad_out) args.grad_out = grad_out_data + t * M * out_bytes;
-      if (grad_states) {
-        args.grad_kept_v = grad_states_data + t * M * bytes;
-        args.grad_kept_i = grad_states_data + (T + t) * M * bytes;
-      }
-      args.potential = at_step(potentials, t - t0, M, bytes);
-      args.i_jump = at_step(currents, t, M, bytes);
-      args.grad_x = at_step(grad_x, t, M, bytes);
-      launch_recurrent_step_backward(
-          args, reset, grad_out ? to_dtype(grad_out->scalar_type()) : dtype, call.stream);
-      args.grad_v_after = args.grad_v;
-      args.grad_i_after = args.grad_i;
-      args.is_first = false;
-    }
-  }
+  const int64_t segment = std::min(state_interval > 1 ? state_interval : kMaxSegment, T);
+  const BackwardCall f = {
+      call,         set,    layer,   grad_out, grad_v, grad_i,         grad_states, i_jump,
+      states,       v,      weights, reset,    dt,     state_interval, segment,     surrogate,
+      detach_reset, grad_x, grad_v0, grad_i0,  sums};
+  const int rows = cluster_rows(T, B, H, type == ScalarType::Double, segment, call.device);
+  if (rows > 0)
+    backward_by_clusters(f, rows);
+  else if (M > 0)
+    backward_by_steps(f);
   if (needs.first() && M > 0) {
     Tensor to = torch::stable::reshape(grad_z0, {B, H});
-    matrix_product(to, rows_at(grad_x_rows, 0, B), weights);
+    matrix_product(to, rows_at(torch::stable::reshape(grad_x, {T * B, H}), 0, B), weights);
   }
   sums.finish(call, set, dt);
   return {
@@ -298,6 +355,8 @@ Grads lif_recurrent_backward_cuda(
       sums.grads[kVTh],
       sums.grads[kVReset]};
 }
+
+// ---- gradients of weights and input ----
 
 Tensor weight_grad_cuda(
     Tensor grad,                  // [*rows, H]

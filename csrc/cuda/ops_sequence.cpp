@@ -56,10 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cuda(
   args.rows = rows;
   args.interval = state_interval;
   const int64_t bytes = x.element_size();
-  const int narrow = narrow_columns(bytes);
-  const LaunchPlan plan = choose_plan(
-      args.M, narrow, has_wide_kernel(n, reset) ? wide_forward_columns(bytes) : narrow,
-      kForwardThreads, call.device.multiprocessors,
+  const LaunchPlan plan = plan_sequence(
+      false, args.M, bytes, n, reset, call.device,
       [&](int64_t columns) { return fits_columns(args.x, bytes, columns) && set.fits(columns); });
   launch_lif_forward(args, n, reset, to_dtype(x.scalar_type()), plan, call.stream);
   return {out, v_end, i_end, states};
@@ -136,10 +134,8 @@ Grads lif_backward_cuda(
   args.surrogate = surrogate;
   args.detach_reset = detach_reset;
   const int64_t bytes = x.element_size();
-  const int narrow = narrow_columns(bytes);
-  const LaunchPlan plan = choose_plan(
-      args.M, narrow, has_wide_kernel(n, reset) ? wide_backward_columns(bytes) : narrow,
-      kBackwardThreads, call.device.multiprocessors, [&](int64_t columns) {
+  const LaunchPlan plan =
+      plan_sequence(true, args.M, bytes, n, reset, call.device, [&](int64_t columns) {
         return fits_columns(args.x, bytes, columns) && set.fits(columns) &&
                (!grad_out || fits_columns(args.grad_out, bytes, columns));
       });

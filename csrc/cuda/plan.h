@@ -9,6 +9,15 @@
 
 namespace fused_lif::cuda {
 
+struct Device {
+  int index;
+  int capability;  // compute capability: 90 for 9.0
+  int multiprocessors;
+  int64_t shared_memory;  // bytes that a block can have at most
+};
+
+// ---- sequences ----
+
 // Per block, at most. A backward thread needs much shared memory.
 inline constexpr int kForwardThreads = 128, kBackwardThreads = 32;
 
@@ -41,22 +50,29 @@ inline bool fits_columns(const Constant& c, int64_t columns) {
 
 // The widest kernel that fits and still gives every multiprocessor enough threads to hide the
 // latency of memory; where threads are few, small blocks that spread over all multiprocessors.
+// `fits(columns)` says whether threads can take so many.
 template <typename Fits>
-LaunchPlan choose_plan(
+LaunchPlan plan_sequence(
+    bool is_backward,
     int64_t M,
-    int narrow,
-    int wide,
-    int max_threads,
-    int multiprocessors,
+    int64_t element_bytes,
+    Neuron neuron,
+    Reset reset,
+    const Device& device,
     const Fits& fits) {
   constexpr int64_t kWarp = 32, kEnoughThreads = 128;  // per multiprocessor
+  const int narrow = narrow_columns(element_bytes);
+  int wide = narrow;
+  if (has_wide_kernel(neuron, reset))
+    wide = is_backward ? wide_backward_columns(element_bytes) : wide_forward_columns(element_bytes);
   const auto can_take = [&](int columns) { return M % columns == 0 && fits(columns); };
   int columns = 1;
-  if (M >= wide * kEnoughThreads * multiprocessors && can_take(wide))
+  if (M >= wide * kEnoughThreads * device.multiprocessors && can_take(wide))
     columns = wide;
   else if (can_take(narrow))
     columns = narrow;
-  const int64_t threads_each = M / columns / multiprocessors / kWarp * kWarp;
+  const int64_t max_threads = is_backward ? kBackwardThreads : kForwardThreads;
+  const int64_t threads_each = M / columns / device.multiprocessors / kWarp * kWarp;
   return {columns, static_cast<int>(std::clamp<int64_t>(threads_each, kWarp, max_threads))};
 }
 
@@ -99,25 +115,26 @@ constexpr int64_t cluster_backward_bytes(int64_t H, int64_t rows, int64_t segmen
 // Batch rows per cluster, or 0 if matrix products are to be used. Rows of a cluster take little
 // more time than one; more clusters than fit on the device at once wait for each other. Clusters
 // must lie within a group of multiprocessors, and not all of these are whole: an eighth is left
-// unused.
-template <typename Bytes>
-int choose_cluster(
+// unused. `segment` is that of the backward, 0 for the forward.
+inline int cluster_rows(
     int64_t T,
     int64_t B,
     int64_t H,
     bool is_double,
-    int max_rows,
-    int capability,
-    int multiprocessors,
-    int64_t shared_memory,
-    const Bytes& bytes) {
+    int64_t segment,
+    const Device& device) {
   constexpr int64_t kFewSteps = 8;  // do not pay for loading the weights
-  if (capability < 90 || is_double || H > kMaxClusterNeurons || B * H == 0 || T < kFewSteps)
+  if (device.capability < 90 || is_double || H > kMaxClusterNeurons || B * H == 0 || T < kFewSteps)
     return 0;
-  while (max_rows > 0 && bytes(max_rows) > shared_memory) --max_rows;
-  if (max_rows == 0) return 0;
-  const int64_t clusters = std::max(1, multiprocessors * 7 / 8 / cluster_blocks(H));
-  const int64_t waves = (B + clusters * max_rows - 1) / (clusters * max_rows);
+  int64_t rows = segment == 0 ? kForwardRows : kBackwardRows;
+  const auto bytes = [&] {
+    return segment == 0 ? cluster_forward_bytes(H, rows) : cluster_backward_bytes(H, rows, segment);
+  };
+  while (rows > 0 && bytes() > device.shared_memory) --rows;
+  if (rows == 0) return 0;
+  const int64_t clusters =
+      std::max(1, device.multiprocessors * 7 / 8 / cluster_blocks(H));  // at once
+  const int64_t waves = (B + clusters * rows - 1) / (clusters * rows);
   return static_cast<int>((B + clusters * waves - 1) / (clusters * waves));
 }
 
