@@ -52,6 +52,15 @@ struct SequenceBackward {
   bool detach_reset;
 };
 
+// x = W_in input for all rows, of any time step and batch.
+struct InputSums {
+  int64_t rows, I, H;
+  const void* input;    // [rows, I]
+  const void* weights;  // [I, H], transposed, in the type of the computation, as x
+  uint32_t* infinite;   // [kFlags], memory to work with
+  void* sums;           // x, [rows, H]
+};
+
 // One time step of a recurrent layer, given both sums over weights. All tensors are [M].
 struct RecurrentStepForward {
   int64_t M;
@@ -172,6 +181,11 @@ void launch_lif_backward(
 
 // Of at most kNumGrads constants.
 void launch_constant_grads(const ConstantGrad* grads, int count, Stream stream);
+
+// ---- input_sums.cu ----
+
+// `dtype` is that of the input.
+void launch_input_sums(const InputSums& args, DType dtype, Stream stream);
 
 // ---- lif_recurrent.cu ----
 

@@ -147,11 +147,20 @@ Outputs lif_recurrent_forward_cuda(
   Tensor x = call.empty(layer.sequence(has_time), type);  // W_in input, then i_jump
   Tensor states = call.empty(layer.states(state_interval), type);
 
-  const Tensor input_rows = as_matrix(input, type, T * B, I);
   const Tensor from_input = transposed(input_weights, type);
   const Tensor from_hidden = transposed(recurrent_weights, type);
-  Tensor x_rows = torch::stable::reshape(x, {T * B, H});
-  if (M > 0 && !exact) matrix_product(x_rows, input_rows, from_input);
+  if (M > 0 && !exact) {
+    InputSums args{};
+    args.rows = T * B;
+    args.I = I;
+    args.H = H;
+    args.input = call.data(input);
+    args.weights = call.data(from_input);
+    args.infinite =
+        static_cast<uint32_t*>(call.keep(call.empty({kFlags}, ScalarType::Int)).data_ptr());
+    args.sums = x.data_ptr();
+    launch_input_sums(args, to_dtype(input.scalar_type()), call.stream);
+  }
 
   const Tensor z0 = as_matrix(z, type, B, H);
   const ForwardCall f = {call,  set,   layer,          z0,         v, i,   from_hidden,
@@ -160,12 +169,15 @@ Outputs lif_recurrent_forward_cuda(
   const int rows = cluster_rows(T, B, H, type == ScalarType::Double, 0, call.device);
   if (rows > 0 && !exact)
     forward_by_clusters(f, rows);
+  else if (M > 0 && !exact)
+    forward_by_steps(f, [](int64_t) {});
   else if (M > 0)
-    forward_by_steps(f, [&](int64_t t) {
-      if (!exact) return;
-      Tensor x_t = rows_at(x_rows, t, B);
-      matrix_product(x_t, rows_at(input_rows, t, B), from_input);
-    });
+    forward_by_steps(
+        f, [&, x_rows = as_matrix(x, type, T * B, H),
+            input_rows = as_matrix(input, type, T * B, I)](int64_t t) {
+          Tensor x_t = rows_at(x_rows, t, B);
+          matrix_product(x_t, rows_at(input_rows, t, B), from_input);
+        });
   return {
       out,
       v_end,

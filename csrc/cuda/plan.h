@@ -76,6 +76,13 @@ LaunchPlan plan_sequence(
   return {columns, static_cast<int>(std::clamp<int64_t>(threads_each, kWarp, max_threads))};
 }
 
+// ---- sums over the weights of the input ----
+
+inline constexpr int kFlags = 32, kFlagThreads = 256;  // blocks that look for infinite weights
+inline constexpr int kSumThreads = 128, kSumRows = 8;  // neurons and rows of a block
+
+// ---- recurrent layers, one kernel per step ----
+
 inline constexpr int kPointwiseThreads = 128;  // of kernels that take one step of a recurrent layer
 
 // ---- recurrent layers in clusters of blocks ----
