@@ -13,8 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 CONSTRAINT := $(VENV)/constraints.txt
 # The environment has what the build needs; without isolation ninja recompiles only what has changed.
 INSTALL := $(PIP) install --no-build-isolation -c $(CONSTRAINT)
-CXX_FILES = $(foreach folder,csrc csrc/cpu csrc/cuda tests/cpp tests/cuda_emulator,\
-    $(wildcard $(addprefix $(folder)/*.,h cuh inc cpp cu)))
+CXX_FILES = $(foreach folder,csrc csrc/cpu csrc/cuda tests/cpp $(addprefix tests/cuda_emulator,\
+    / /runtime /include /include/cuda_emulator),$(wildcard $(addprefix $(folder)/*.,h cuh inc cpp cu)))
 SANITIZED := build/sanitized
 CUDA := build/cuda
 
@@ -53,10 +53,10 @@ sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undef
 	    --build-temp $(SANITIZED)-objects
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 \
+	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 CUDA_EMULATOR_SANITIZE=1 \
 	    $(BIN)/pytest -q -s -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
 	    tests/test_surrogate.py tests/test_property.py tests/test_recurrent_forward.py \
-	    tests/test_recurrent_backward.py tests/test_recurrent_operators.py
+	    tests/test_recurrent_backward.py tests/test_recurrent_operators.py tests/test_cuda_emulated.py
 
 package: $(VENV)/.test  ## builds and tries wheels, with and without build isolation
 	rm -rf build/wheels && mkdir -p build/wheels

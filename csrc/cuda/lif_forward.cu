@@ -28,7 +28,8 @@ size_t ring_bytes(int64_t T) {
 }
 
 template <typename IO, int kColumns, Neuron kNeuron, Reset kReset>
-__global__ void __launch_bounds__(kForwardThreads) lif_forward_kernel(const SequenceForward args) {
+__global__ void __launch_bounds__(kForwardThreads, 4)
+    lif_forward_kernel(const SequenceForward args) {
   using S = Compute<IO>;
   using P = Pack<IO, kColumns>;
   constexpr int kGroup = kSteps<P>, kGroups = kRing<P> / kGroup;
