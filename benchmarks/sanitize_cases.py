@@ -17,6 +17,7 @@ import torch
 from problems import BOTH, FORWARD, Problem, Setting, TorchCandidate, functional_layer
 
 WIDTHS = ((1, 1), (3, 5), (2, 33), (1, 130), (4, 300))  # (B, N)
+WIDE = (16, 16384)  # enough columns for the kernels with wide accesses
 
 
 def settings() -> Iterator[Setting]:
@@ -29,9 +30,12 @@ def settings() -> Iterator[Setting]:
                     constants = "per neuron" if per_neuron else "scalar"
                     yield Setting(T, B, N, model, dtype, constants)
     for dtype in ("float32", "bfloat16"):
+        for model in ("lif", "li"):
+            yield Setting(5, *WIDE, model, dtype)
         for N in (40, 130, 300):
-            yield Setting(5, 3, N, "recurrent", dtype, input_size=7)
-            yield Setting(5, 3, N, "recurrent", dtype, "scalar", input_size=33)
+            for T in (5, 9):  # by matrix products, and in clusters of blocks
+                yield Setting(T, 3, N, "recurrent", dtype, input_size=7)
+                yield Setting(T, 3, N, "recurrent", dtype, "scalar", input_size=33)
 
 
 def differences(setting: Setting) -> list[str]:

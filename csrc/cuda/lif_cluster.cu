@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(kClusterColumns* kForwardRows, 1)
     float r = 0.f;
     if (t == 0) {
       const float* z0 = static_cast<const float*>(args.z0) + (m - (is_used ? h : 0));
+#pragma unroll 8
       for (int k = 0; k < H; ++k) {
         const float z = z0[k];
         if (z != 0.f || is_dense) r += z * own[k * kClusterColumns];
