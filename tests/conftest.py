@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
+
+# Deterministic algorithms need it on CUDA.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import pytest
 import torch
+from helpers import BACKENDS, instruction_set, running
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +17,21 @@ def _seeded_and_deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Name of each backend, to be given to ``run``, ``gradients`` or ``call`` of the helpers."""
+    with running(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512", *BACKENDS[1:]])
+def kernels(request):
+    """The same; ``cpu`` with the kernels of each instruction set."""
+    if request.param in BACKENDS:
+        with running(request.param):
+            yield request.param
+    else:
+        with instruction_set(request.param):
+            yield "cpu"

@@ -2,16 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 import torch
+from cuda_emulator import emulator
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import fused_lif
 from fused_lif import LIFFeedForwardState, LIFParameters, LIFState, LIParameters, LIState
+from fused_lif.backends import native
 from fused_lif.functional.lif import lif_current_encoder_integral
 from fused_lif.surrogate import SURROGATES
+
+# ---- backends ----
+
+#: What computes besides the reference. ``emulated`` are the kernels of ``cuda`` on the CPU.
+BACKENDS = ("cpu", "emulated", "cuda")
+
+#: Where recurrent layers take some sums over neurons by matrix products, in an order of their own:
+#: in float64, for few steps, and for large layers. The others are in ascending order, as on the CPU.
+MATRIX_PRODUCTS = ("emulated", "cuda")
+
+#: For tests of the backend ``cuda`` on a GPU.
+DEVICE = "cuda"
+
+#: Runs a test that takes ``backend`` (conftest.py) with the reference too.
+all_backends = pytest.mark.parametrize("backend", [*BACKENDS, "reference"], indirect=True)
+
+
+def why_not(backend: str) -> str | None:
+    """Says why a backend cannot run on this machine; ``None`` if it can."""
+    if backend == "emulated":
+        return emulator.unavailable()
+    if backend == "cuda":
+        reasons = native.CUDA.unavailable() or native._reasons_against_device(0)
+        return "; ".join(reasons) or None
+    return None
+
+
+@contextmanager
+def running(backend: str) -> Iterator[str]:
+    """Skips the test if the backend cannot run; within it, ``call`` takes it."""
+    if reason := why_not(backend):
+        pytest.skip(reason)
+    if backend == "emulated":
+        with emulator.load().as_backend():
+            yield backend
+    else:
+        yield backend
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Runs the kernels of one instruction set of the CPU; skips the test without it."""
+    _C = native._C
+    if name not in _C.supported_cpu_capabilities():
+        pytest.skip(f"this machine has no {name}")
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(name)
+    try:
+        yield
+    finally:
+        _C.set_cpu_capability(before)
+
+
+class _Moved(torch.autograd.Function):
+    """A tensor on another device, with its strides, its alignment and what lies between."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, device: torch.device) -> Tensor:
+        ctx.device = t.device
+        elements = t.untyped_storage().nbytes() // t.element_size()
+        memory = t.detach().as_strided((elements,), (1,), 0).to(device, copy=True)
+        return memory.as_strided(t.shape, t.stride(), t.storage_offset())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Moved.apply(grad, ctx.device), None
+
+
+def moved(tree: Any, device: str) -> Any:
+    """Moves tensors as they lie in memory; their gradients go the way back."""
+    return tree_map_only(Tensor, lambda t: _Moved.apply(t, torch.device(device)), tree)
+
+
+def call(function: Callable[..., Any], *arguments: Any, backend: str | None, **options: Any) -> Any:
+    """Calls a public function with a backend. Arguments and results are on the CPU."""
+    if backend == "cuda":
+        results = function(*moved(arguments, DEVICE), backend=backend, **options)
+        return moved(results, "cpu")
+    if backend == "emulated":
+        assert native._lif_forward is not torch.ops.fused_lif.lif_forward.default, "not running"
+        backend = "cpu"
+    return function(*arguments, backend=backend, **options)
+
+
+# ---- cases ----
 
 
 class Tolerance(NamedTuple):
@@ -49,17 +139,15 @@ class Case(NamedTuple):
         """Returns spikes (or potentials) and states."""
         options = {"backend": backend, **self.options}
         if self.neuron == "li":
-            out, s = fused_lif.li_feed_forward_integral(
-                self.x, LIState(self.v, self.i), LIParameters(*self.constants[:3]), **options
-            )
+            p, state = LIParameters(*self.constants[:3]), LIState(self.v, self.i)
+            out, s = call(fused_lif.li_feed_forward_integral, self.x, state, p, **options)
             return out, s.v, s.i
         method = options.pop("method", "super")
         p = LIFParameters(*self.constants, method=method, alpha=self.alpha)
         if self.neuron == "encoder":
-            return lif_current_encoder_integral(self.x, self.v, p, **options)
-        out, s = fused_lif.lif_feed_forward_integral(
-            self.x, LIFFeedForwardState(self.v, self.i), p, **options
-        )
+            return call(lif_current_encoder_integral, self.x, self.v, p, **options)
+        state = LIFFeedForwardState(self.v, self.i)
+        out, s = call(fused_lif.lif_feed_forward_integral, self.x, state, p, **options)
         return out, s.v, s.i
 
     def inputs(self) -> dict[str, Tensor]:
@@ -146,7 +234,8 @@ class RecurrentCase(NamedTuple):
     def run(self, backend: str | None) -> tuple[Tensor, ...]:
         """Returns spikes, potentials and currents; the spikes in the state are the last ones."""
         options = {k: o for k, o in self.options.items() if k != "method"}
-        out, s = fused_lif.lif_step_integral(
+        out, s = call(
+            fused_lif.lif_step_integral,
             self.x,
             LIFState(self.z, self.v, self.i),
             self.input_weights,

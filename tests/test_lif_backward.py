@@ -10,6 +10,7 @@ from helpers import (
     TOLERANCE,
     assert_all_grads_close,
     assert_grad_close,
+    call,
     gradients,
     random_case,
 )
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def check(case):
+def check(case, backend):
     """Compares all gradients of the case with those of the reference.
 
     For half inputs the reference is the float32 one on the rounded numbers.
@@ -34,7 +35,7 @@ def check(case):
     per_element = reference._replace(
         constants=tuple(c.detach().expand(step).clone().requires_grad_() for c in case.constants)
     )
-    actual, expected = gradients(case, "cpu"), gradients(reference, "reference", case.x.dtype)
+    actual, expected = gradients(case, backend), gradients(reference, "reference", case.x.dtype)
     if half:
         expected["x"] = expected["x"].to(case.x.dtype)
     assert_all_grads_close(
@@ -45,24 +46,26 @@ def check(case):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equal_reference(shape, dtype, neuron, capability):  # noqa: F811
-    check(random_case(shape, dtype, neuron))
+def test_equal_reference(shape, dtype, neuron, kernels):
+    check(random_case(shape, dtype, neuron), kernels)
 
 
 @pytest.mark.parametrize("detach_reset", [False, True])
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_every_surrogate_and_reset(dtype, method, reset, detach_reset, capability):  # noqa: F811
-    check(random_case((40, 3, 35), dtype, method=method, reset=reset, detach_reset=detach_reset))
+def test_every_surrogate_and_reset(dtype, method, reset, detach_reset, kernels):
+    options = {"method": method, "reset": reset, "detach_reset": detach_reset}
+    check(random_case((40, 3, 35), dtype, **options), kernels)
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize(
     "constant_shape", [(), (5,), (3, 5), (3, 1), (1,), (1, 5), (1, 1)], ids=str
 )
-def test_constants_broadcast(constant_shape, reset):
-    check(random_case((40, 3, 5), torch.float64, constant_shape=constant_shape, reset=reset))
+def test_constants_broadcast(constant_shape, reset, backend):
+    options = {"constant_shape": constant_shape, "reset": reset}
+    check(random_case((40, 3, 5), torch.float64, **options), backend)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +81,8 @@ def test_constants_broadcast(constant_shape, reset):
     ],
     ids=str,
 )
-def test_constants_of_other_shapes(shape, constant_shape):
-    check(random_case(shape, torch.float64, constant_shape=constant_shape))
+def test_constants_of_other_shapes(shape, constant_shape, backend):
+    check(random_case(shape, torch.float64, constant_shape=constant_shape), backend)
 
 
 @pytest.mark.parametrize(
@@ -94,27 +97,27 @@ def test_constants_of_other_shapes(shape, constant_shape):
 )
 def test_large_gradients(shape, dtype, constant_shape, capability):  # noqa: F811
     """From 4 MiB on they are written around the caches; units are larger than a tile."""
-    check(random_case(shape, dtype, constant_shape=constant_shape))
+    check(random_case(shape, dtype, constant_shape=constant_shape), "cpu")
 
 
 @pytest.mark.parametrize("neuron", ["lif", "li"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_through_recorded_states(dtype, neuron):
-    check(random_case((70, 3, 35), dtype, neuron, record_states=True))
+def test_through_recorded_states(dtype, neuron, backend):
+    check(random_case((70, 3, 35), dtype, neuron, record_states=True), backend)
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 5), (20, 3, 200)], ids=str)
-def test_any_layout(shape):
+def test_any_layout(shape, backend):
     case = random_case(shape, torch.float32)
-    expected = gradients(case, "cpu")
+    expected = gradients(case, backend)
     for name, x in layouts(case.x.detach()):
-        actual = gradients(case._replace(x=x.requires_grad_()), "cpu")
+        actual = gradients(case._replace(x=x.requires_grad_()), backend)
         for key, a in actual.items():
             assert torch.allclose(a, expected[key], rtol=1e-5, atol=1e-5), (name, key)
 
 
 @pytest.mark.parametrize("which", ["sum", "last step", "batch first", "only v", "only i"])
-def test_any_gradient_of_the_output(which):
+def test_any_gradient_of_the_output(which, backend):
     """`z.sum()` gives an expanded gradient, other losses strided or none at all."""
 
     def loss(case, backend):
@@ -134,20 +137,20 @@ def test_any_gradient_of_the_output(which):
         return dict(zip(inputs, grads))
 
     case = random_case((40, 3, 70))
-    actual, expected = loss(case, "cpu"), loss(case, "reference")
+    actual, expected = loss(case, backend), loss(case, "reference")
     assert_grad_close(actual["x"], expected["x"], 2e-6, "x")
     for name in actual:
         torch.testing.assert_close(actual[name], expected[name], rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("wanted", ["x", "v", "i", "tau_mem_inv", "v_th"])
-def test_only_what_is_asked_for(wanted):
+def test_only_what_is_asked_for(wanted, backend):
     """The other inputs are constants; their gradients are not computed."""
     case = random_case((40, 3, 5), torch.float64)
-    expected = gradients(case, "cpu")[wanted]
+    expected = gradients(case, backend)[wanted]
     for name, t in case.inputs().items():
         t.requires_grad_(name == wanted)
-    outputs = case.run("cpu")
+    outputs = case.run(backend)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outputs]
     torch.autograd.backward(outputs, weights)
@@ -160,7 +163,7 @@ def test_only_what_is_asked_for(wanted):
 
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("constant_shape", [(), (3,)], ids=str)
-def test_gradcheck_below_threshold(neuron, constant_shape):
+def test_gradcheck_below_threshold(neuron, constant_shape, backend):
     """Below the threshold the neuron is smooth: finite differences see what backward computes."""
     case = random_case((6, 2, 3), torch.float64, neuron, constant_shape=constant_shape)
     for c, value in zip(case.constants[3:4], (1e6,)):
@@ -173,14 +176,14 @@ def test_gradcheck_below_threshold(neuron, constant_shape):
         constants = tuple(named.get(n, c) for n, c in zip(inputs_of_constants, case.constants))
         return case._replace(
             x=named["x"], v=named["v"], i=named.get("i", case.i), constants=constants
-        ).run("cpu")
+        ).run(backend)
 
     inputs_of_constants = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
     # With alpha = 3 and v_th = 1e6 the surrogate leaves 1e-13 of every gradient.
     assert torch.autograd.gradcheck(function, [inputs[n] for n in names])
 
 
-def test_gradient_by_hand():
+def test_gradient_by_hand(backend):
     """One neuron, two steps, the first of which spikes; every term of the backward pass."""
     dt, alpha = 0.001, 2.0
     values = {
@@ -193,7 +196,8 @@ def test_gradient_by_hand():
     p = {k: torch.tensor(v, dtype=torch.float64, requires_grad=True) for k, v in values.items()}
     x = torch.tensor([[1.0], [-0.5]], dtype=torch.float64, requires_grad=True)
     state = LIFFeedForwardState(torch.zeros(1).double(), torch.zeros(1).double())
-    z, s = lif_feed_forward_integral(x, state, LIFParameters(**p, alpha=alpha), dt, backend="cpu")
+    parameters = LIFParameters(**p, alpha=alpha)
+    z, s = call(lif_feed_forward_integral, x, state, parameters, dt, backend=backend)
     assert z.flatten().tolist() == [1, 0]
     (2 * z[0] + 3 * z[1] + 5 * s.v).sum().backward()
 
@@ -237,19 +241,19 @@ def test_same_bits_for_any_number_of_threads():
             assert torch.equal(grad, results[0][name]), name
 
 
-def test_surrogate_gradients_are_finite_far_from_the_threshold():
+def test_surrogate_gradients_are_finite_far_from_the_threshold(backend):
     for method in METHODS:
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             x = torch.tensor([[1e4], [-1e4]], dtype=dtype).T.contiguous().requires_grad_()
             state = LIFFeedForwardState(torch.zeros(2), torch.zeros(2))
             p = LIFParameters(method=method, alpha=torch.tensor(100.0))
-            z, s = lif_feed_forward_integral(x, state, p)
+            z, s = call(lif_feed_forward_integral, x, state, p, backend=backend)
             (z.sum() + s.v.sum()).backward()
             assert x.grad.isfinite().all(), (method, dtype)
 
 
-def test_second_derivative_is_refused():
+def test_second_derivative_is_refused(backend):
     case = random_case((3, 2, 2))
-    (grad,) = torch.autograd.grad(case.run("cpu")[1].sum(), case.x, create_graph=True)
+    (grad,) = torch.autograd.grad(case.run(backend)[1].sum(), case.x, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         grad.sum().backward()

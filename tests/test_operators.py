@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import DEVICE, moved
 
 from fused_lif import LIFParameters
 from fused_lif.backends import native
@@ -12,6 +13,18 @@ from fused_lif.types import Neuron
 pytestmark = pytest.mark.skipif(
     native.IMPORT_ERROR is not None, reason="the C++ extension is not built"
 )
+
+
+def opcheck(name, arguments, backend="cpu", **options):
+    """Checks an operator of a backend, given arguments on the CPU."""
+    library = torch.ops.fused_lif
+    if backend == "emulated":
+        library = torch.ops.fused_lif_emulated
+        # Tracing sees the same fake functions as with the CPU.
+        options.setdefault("test_utils", ("test_schema", "test_faketensor"))
+    elif backend == "cuda":
+        arguments = moved(arguments, DEVICE)
+    torch.library.opcheck(getattr(library, name).default, arguments, **options)
 
 
 def arguments(neuron, shape, interval, dtype=torch.float32):
@@ -39,23 +52,21 @@ def arguments(neuron, shape, interval, dtype=torch.float32):
 @pytest.mark.parametrize("interval", [0, 1, 32])
 @pytest.mark.parametrize("shape", [(40, 3, 4), (3, 4)], ids=["sequence", "single step"])
 @pytest.mark.parametrize("neuron", Neuron)
-def test_forward(neuron, shape, interval):
-    torch.library.opcheck(
-        torch.ops.fused_lif.lif_forward.default, arguments(neuron, shape, interval)
-    )
+def test_forward(neuron, shape, interval, backend):
+    opcheck("lif_forward", arguments(neuron, shape, interval), backend)
 
 
 @pytest.mark.parametrize("needs", [255, 1, 0b00011000])
 @pytest.mark.parametrize("interval", [1, 32])
 @pytest.mark.parametrize("shape", [(40, 3, 4), (3, 4)], ids=["sequence", "single step"])
 @pytest.mark.parametrize("neuron", Neuron)
-def test_backward(neuron, shape, interval, needs):
+def test_backward(neuron, shape, interval, needs, backend):
     forward = arguments(neuron, shape, interval)
     x, *tensors = forward[:8]
     _, v, _, states = torch.ops.fused_lif.lif_forward(*forward)
     alpha = None if neuron == Neuron.LI else torch.tensor(100.0)
-    torch.library.opcheck(
-        torch.ops.fused_lif.lif_backward.default,
+    opcheck(
+        "lif_backward",
         (
             torch.randn(shape),
             torch.randn_like(v),
@@ -70,15 +81,17 @@ def test_backward(neuron, shape, interval, needs):
             False,
             needs,
         ),
+        backend,
     )
 
 
-def test_half_types_and_surrogate_grad():
+def test_half_types(backend):
     for dtype in (torch.bfloat16, torch.float16):
-        torch.library.opcheck(
-            torch.ops.fused_lif.lif_forward.default, arguments(Neuron.LIF, (40, 3, 4), 32, dtype)
-        )
-    torch.library.opcheck(torch.ops.fused_lif.surrogate_grad.default, (torch.rand(5), 1, 100.0))
+        opcheck("lif_forward", arguments(Neuron.LIF, (40, 3, 4), 32, dtype), backend)
+
+
+def test_surrogate_grad():
+    opcheck("surrogate_grad", (torch.rand(5), 1, 100.0))
 
 
 def recurrent_arguments(shape, interval, *, exact=False, needs_grad=True, dtype=torch.float32):
@@ -103,10 +116,14 @@ def recurrent_arguments(shape, interval, *, exact=False, needs_grad=True, dtype=
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("interval", [0, 1, 32])
 @pytest.mark.parametrize("shape", [(40, 3), (3,)], ids=["sequence", "single step"])
-def test_recurrent_forward(shape, interval, exact, needs_grad):
+def test_recurrent_forward(shape, interval, exact, needs_grad, backend):
     arguments = recurrent_arguments(shape, interval, exact=exact, needs_grad=needs_grad)
-    op = torch.ops.fused_lif.lif_recurrent_forward.default
-    torch.library.opcheck(op, arguments)
+    # The fake function takes the emulated operator for that of the CPU, which packs spikes.
+    tests = {"test_utils": "test_schema"} if backend == "emulated" else {}
+    opcheck("lif_recurrent_forward", arguments, backend, **tests)
+    if backend != "cpu":
+        return
+    op = torch.ops.fused_lif.lif_recurrent_forward
     *_, i_jump, states, input_spikes, hidden_spikes = op(*arguments)
     T = shape[0] if len(shape) == 2 else 1
     rows = {0: 0, 1: T, 32: (T - 1) // 32}[interval]
@@ -118,11 +135,12 @@ def test_recurrent_forward(shape, interval, exact, needs_grad):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_recurrent_forward_of_other_dtypes(dtype):
+def test_recurrent_forward_of_other_dtypes(dtype, backend):
     x, *tensors = recurrent_arguments((40, 3), 32, dtype=dtype)
     if dtype == torch.float64:
         tensors[:3] = [t.double() for t in tensors[:3]]
-    torch.library.opcheck(torch.ops.fused_lif.lif_recurrent_forward.default, (x, *tensors))
+    tests = {"test_utils": "test_schema"} if backend == "emulated" else {}
+    opcheck("lif_recurrent_forward", (x, *tensors), backend, **tests)
 
 
 @pytest.mark.parametrize("with_grads", [False, True])
@@ -140,12 +158,12 @@ def test_recurrent_forward_of_other_dtypes(dtype):
     ],
     ids=str,
 )
-def test_recurrent_backward(shape, interval, needs, with_grads):
+def test_recurrent_backward(shape, interval, needs, with_grads, backend):
     forward = recurrent_arguments(shape, interval)
     v, recurrent_weights, constants = forward[2], forward[5], forward[6:11]
     out, _, _, i_jump, states, *_ = torch.ops.fused_lif.lif_recurrent_forward(*forward)
-    torch.library.opcheck(
-        torch.ops.fused_lif.lif_recurrent_backward.default,
+    opcheck(
+        "lif_recurrent_backward",
         (
             torch.randn_like(out) if with_grads else None,
             torch.randn_like(v),
@@ -164,6 +182,7 @@ def test_recurrent_backward(shape, interval, needs, with_grads):
             False,
             needs,
         ),
+        backend,
     )
 
 
@@ -178,13 +197,12 @@ def test_recurrent_backward(shape, interval, needs, with_grads):
     ],
     ids=str,
 )
-def test_gradients_of_weights_and_input(shape, dtype, packed):
+def test_gradients_of_weights_and_input(shape, dtype, packed, backend):
     grad = torch.randn(*shape, 70, dtype=torch.promote_types(dtype, torch.float32))
     x = (torch.rand(*shape, 5) < 0.1).to(dtype)
     spikes = None
-    if packed:
+    if packed and backend == "cpu":
         words = (x.long() << torch.arange(5)).sum(-1)
         spikes = torch.stack([x.sum(-1).long(), words], -1)
-    torch.library.opcheck(torch.ops.fused_lif.weight_grad.default, (grad, x, spikes, x.shape[-1]))
-    weights = torch.randn(70, 5).to(dtype)
-    torch.library.opcheck(torch.ops.fused_lif.input_grad.default, (grad, weights))
+    opcheck("weight_grad", (grad, x, spikes, x.shape[-1]), backend)
+    opcheck("input_grad", (grad, torch.randn(70, 5).to(dtype)), backend)

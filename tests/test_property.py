@@ -1,4 +1,4 @@
-"""cpu equals reference for random shapes, layouts, constants and values up to NaN and inf."""
+"""Backends equal the reference for random shapes, layouts, constants, values up to NaN and inf."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from helpers import METHODS, Case, assert_same_bits
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fused_lif.backends import native
@@ -23,6 +23,10 @@ VALUES = {
     # Products of these stay normal: denormals are compared by their own tests.
     "small": [1e-15, -1e-15, 1e-10, 0.0, 1.0],
 }
+
+
+# The fixture `backend` holds for all examples of a test.
+BACKEND_FIXTURE = [HealthCheck.function_scoped_fixture]
 
 
 @st.composite
@@ -81,16 +85,16 @@ def cases(draw):
     return Case(neuron, x, v, i, constants, alpha, options)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(cases())
-def test_spikes_and_states(case):
-    for name, a, e in zip(("out", "v", "i"), case.run("cpu"), case.run("reference")):
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases())
+def test_spikes_and_states(case, backend):
+    for name, a, e in zip(("out", "v", "i"), case.run(backend), case.run("reference")):
         assert_same_bits(a, e, name)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(cases(), st.integers(0, 2**31))
-def test_gradients(case, seed):
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases(), seed=st.integers(0, 2**31))
+def test_gradients(case, seed, backend):
     """Gradients agree where they are finite and moderate.
 
     The limits are wide: these constants make some neurons unstable, which amplifies rounding.
@@ -103,8 +107,8 @@ def test_gradients(case, seed):
     )
     inputs = case.inputs()
     results = []
-    for backend in ("cpu", "reference"):
-        outputs = case.run(backend)
+    for each in (backend, "reference"):
+        outputs = case.run(each)
         generator = torch.Generator().manual_seed(seed)
         weights = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
         results.append(

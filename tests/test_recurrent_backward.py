@@ -9,12 +9,14 @@ import torch
 from helpers import (
     METHODS,
     TOLERANCE,
+    all_backends,
     assert_all_grads_close,
     assert_same_bits,
+    call,
     gradients,
     random_recurrent_case,
 )
-from test_lif_forward import DTYPES, capability, layouts  # noqa: F401 (fixture)
+from test_lif_forward import DTYPES, layouts
 from test_recurrent_forward import SHAPES
 
 from fused_lif import LIFParameters, LIFRecurrent, LIFState, lif_step, lif_step_integral
@@ -25,18 +27,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def check(case, weight_dtype=None):
+def check(case, backend, weight_dtype=None):
     """Compares all gradients of the case with those of the reference in float64.
 
     The spikes are the same, which is asserted: with exact sums only their rounding differs.
     """
     dtype, reference = case.x.dtype, case.to(torch.float64)
     with torch.no_grad():
-        assert torch.equal(case.run("cpu")[0].double(), reference.run("reference")[0])
+        assert torch.equal(case.run(backend)[0].double(), reference.run("reference")[0])
     constants = (c.detach().expand(case.v.shape).clone() for c in reference.constants)
     reference = reference._replace(constants=tuple(c.requires_grad_() for c in constants))
     per_element = gradients(reference, "reference", dtype)
-    actual, expected = gradients(case, "cpu"), {}
+    actual, expected = gradients(case, backend), {}
     for name, tensor in case.inputs().items():
         assert actual[name].dtype == tensor.dtype, name
         expected[name] = per_element[name].sum_to_size(tensor.shape).to(tensor.dtype)
@@ -47,8 +49,8 @@ def check(case, weight_dtype=None):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equal_reference(shape, dtype, capability):  # noqa: F811
-    actual = check(random_recurrent_case(shape, dtype))
+def test_equal_reference(shape, dtype, kernels):
+    actual = check(random_recurrent_case(shape, dtype), kernels)
     if shape[0] > 1 and 0 not in shape:
         assert all(g.any() for g in actual.values())
 
@@ -57,74 +59,74 @@ def test_equal_reference(shape, dtype, capability):  # noqa: F811
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_every_surrogate_and_reset(dtype, method, reset, detach_reset):
+def test_every_surrogate_and_reset(dtype, method, reset, detach_reset, backend):
     options = {"method": method, "reset": reset, "detach_reset": detach_reset}
-    check(random_recurrent_case((20, 3, 10, 35), dtype, **options))
+    check(random_recurrent_case((20, 3, 10, 35), dtype, **options), backend)
 
 
 @pytest.mark.parametrize("detach_reset", [False, True])
-def test_detached_reset_is_another_gradient(detach_reset):
+def test_detached_reset_is_another_gradient(detach_reset, backend):
     """The tests above could not fail if the option did nothing."""
-    default = gradients(random_recurrent_case((40, 3, 10, 35)), "cpu")
+    default = gradients(random_recurrent_case((40, 3, 10, 35)), backend)
     case = random_recurrent_case((40, 3, 10, 35), detach_reset=detach_reset)
-    assert torch.equal(gradients(case, "cpu")["v"], default["v"]) == detach_reset
+    assert torch.equal(gradients(case, backend)["v"], default["v"]) == detach_reset
 
 
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize("constant_shape", [(), (6,), (3, 6), (3, 1), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_constants_broadcast(dtype, constant_shape, reset):
-    shape = (40, 3, 5, 6)
-    check(random_recurrent_case(shape, dtype, constant_shape=constant_shape, reset=reset))
+def test_constants_broadcast(dtype, constant_shape, reset, backend):
+    options = {"constant_shape": constant_shape, "reset": reset}
+    check(random_recurrent_case((40, 3, 5, 6), dtype, **options), backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_through_recorded_states(dtype):
-    check(random_recurrent_case((70, 3, 10, 35), dtype, record_states=True))
+def test_through_recorded_states(dtype, backend):
+    check(random_recurrent_case((70, 3, 10, 35), dtype, record_states=True), backend)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
-def test_few_and_many_input_spikes(density, capability):  # noqa: F811
-    check(random_recurrent_case((20, 3, 100, 40), density=density))
+def test_few_and_many_input_spikes(density, kernels):
+    check(random_recurrent_case((20, 3, 100, 40), density=density), kernels)
 
 
-def test_inputs_that_are_not_spikes(capability):  # noqa: F811
+def test_inputs_that_are_not_spikes(kernels):
     case = random_recurrent_case((40, 3, 20, 17))
     x = (torch.randn_like(case.x) * 8).round() / 8
-    check(case._replace(x=x.detach().requires_grad_()))
+    check(case._replace(x=x.detach().requires_grad_()), kernels)
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_weights_of_another_dtype(weight_dtype):
+def test_weights_of_another_dtype(weight_dtype, backend):
     """Their gradients come back in their dtype, rounded once."""
     case = random_recurrent_case((20, 3, 10, 12), weight_dtype=weight_dtype)
-    check(case, torch.float32 if weight_dtype == torch.float64 else weight_dtype)
+    check(case, backend, torch.float32 if weight_dtype == torch.float64 else weight_dtype)
 
 
 @pytest.mark.parametrize("T", [1, 31, 32, 33, 64, 65])
-def test_segments_of_checkpoints(T):
-    check(random_recurrent_case((T, 2, 5, 6), torch.float64))
+def test_segments_of_checkpoints(T, backend):
+    check(random_recurrent_case((T, 2, 5, 6), torch.float64), backend)
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 5, 6), (20, 3, 100, 40)], ids=str)
-def test_any_layout(shape):
+def test_any_layout(shape, backend):
     case = random_recurrent_case(shape, torch.float64)
-    expected = gradients(case, "cpu")
+    expected = gradients(case, backend)
     for name, x in layouts(case.x.detach()):
-        actual = gradients(case._replace(x=x.to(torch.float64).requires_grad_()), "cpu")
+        actual = gradients(case._replace(x=x.to(torch.float64).requires_grad_()), backend)
         for key, a in actual.items():
             torch.testing.assert_close(
                 a, expected[key], rtol=1e-12, atol=1e-12, msg=lambda m, at=(name, key): f"{at}: {m}"
             )
 
 
-def test_expanded_input():
+def test_expanded_input(backend):
     """The gradient has the shape of the view, and autograd sums it."""
     case = random_recurrent_case((40, 6, 30, 20), torch.float64, density=0.9)
     row = case.x[:1, :1].detach().requires_grad_()
     grads = []
-    for backend in ("cpu", "reference"):
-        spikes, v, i = case._replace(x=row.expand(40, 6, 30)).run(backend)
+    for each in (backend, "reference"):
+        spikes, v, i = case._replace(x=row.expand(40, 6, 30)).run(each)
         loss = spikes.sum() + (v * i).sum()
         grads.append(torch.autograd.grad(loss, [row, case.input_weights, case.recurrent_weights]))
     for a, e in zip(*grads):
@@ -134,7 +136,7 @@ def test_expanded_input():
 @pytest.mark.parametrize(
     "which", ["sum", "last step", "batch first", "state z", "only v", "only i", "products"]
 )
-def test_any_gradient_of_the_output(which):
+def test_any_gradient_of_the_output(which, backend):
     """`z.sum()` gives an expanded gradient, other losses strided or none at all."""
     case = random_recurrent_case((40, 3, 10, 35), torch.float64)
     inputs = case.inputs()
@@ -142,7 +144,7 @@ def test_any_gradient_of_the_output(which):
     def grads(backend):
         state = LIFState(case.z, case.v, case.i)
         weights = case.input_weights, case.recurrent_weights
-        z, s = lif_step_integral(case.x, state, *weights, case.parameters(), backend=backend)
+        z, s = call(lif_step_integral, case.x, state, *weights, case.parameters(), backend=backend)
         factors = torch.linspace(-1, 1, 35, dtype=torch.float64)
         loss = {
             "sum": lambda: z.sum(),
@@ -155,7 +157,7 @@ def test_any_gradient_of_the_output(which):
         }[which]()
         return torch.autograd.grad(loss, inputs.values(), allow_unused=True, materialize_grads=True)
 
-    actual = grads("cpu")
+    actual = grads(backend)
     assert actual[0].any()
     for name, a, e in zip(inputs, actual, grads("reference")):
         torch.testing.assert_close(
@@ -163,19 +165,20 @@ def test_any_gradient_of_the_output(which):
         )
 
 
-def test_recorded_spikes_of_the_state():
+def test_recorded_spikes_of_the_state(backend):
     """Their gradient joins that of the output."""
     case = random_recurrent_case((20, 3, 10, 12), torch.float64)
     grads = []
     for record_states in (True, False):
-        z, s = lif_step_integral(
+        z, s = call(
+            lif_step_integral,
             case.x,
             LIFState(case.z, case.v, case.i),
             case.input_weights,
             case.recurrent_weights,
             case.parameters(),
             record_states=record_states,
-            backend="cpu",
+            backend=backend,
         )
         loss = (2 * s.z + z).square().sum() if record_states else (3 * z).square().sum()
         grads.append(torch.autograd.grad(loss, [case.x, case.recurrent_weights]))
@@ -183,7 +186,7 @@ def test_recorded_spikes_of_the_state():
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_autapses_have_no_gradient(dtype, backend):
     """The diagonal of the weights still acts; only its gradient is exactly zero."""
@@ -197,7 +200,7 @@ def test_autapses_have_no_gradient(dtype, backend):
         assert_same_bits(g, without if name == "recurrent_weights" else all_of_them[name], name)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 @pytest.mark.parametrize(
     "wanted", ["x", "z", "v", "i", "input_weights", "recurrent_weights", "tau_mem_inv", "v_th"]
 )
@@ -218,7 +221,7 @@ def test_only_what_is_asked_for(wanted, backend):
             assert t.grad is None, name
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 def test_nothing_requires_a_gradient(backend):
     case = random_recurrent_case((5, 3, 5, 6))
     for t in case.inputs().values():
@@ -226,7 +229,7 @@ def test_nothing_requires_a_gradient(backend):
     assert not any(o.requires_grad for o in case.run(backend))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 def test_one_tensor_as_both_weights(backend):
     case = random_recurrent_case((40, 3, 12, 12), torch.float64)
     both = case.input_weights
@@ -241,7 +244,7 @@ def test_one_tensor_as_both_weights(backend):
     torch.testing.assert_close(shared, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 @pytest.mark.parametrize("constant_shape", [(), (3,)], ids=str)
 @pytest.mark.parametrize("autapses", [True, False])
 def test_gradcheck_below_threshold(autapses, constant_shape, backend):
@@ -269,7 +272,7 @@ def test_gradcheck_below_threshold(autapses, constant_shape, backend):
     assert torch.autograd.gradcheck(function, [inputs[n] for n in names])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 def test_backward_again_has_the_same_bits(backend):
     case = random_recurrent_case((40, 3, 10, 35), exact_sums=False)
     outputs, inputs = case.run(backend), list(case.inputs().values())
@@ -282,17 +285,18 @@ def test_backward_again_has_the_same_bits(backend):
         assert_same_bits(a, c)
 
 
-def test_second_derivative_is_refused():
+def test_second_derivative_is_refused(backend):
     case = random_recurrent_case((3, 2, 4, 5))
-    (grad,) = torch.autograd.grad(case.run("cpu")[1].sum(), case.input_weights, create_graph=True)
+    (grad,) = torch.autograd.grad(case.run(backend)[1].sum(), case.input_weights, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         grad.sum().backward()
 
 
-def test_weights_changed_in_place_before_backward():
+@pytest.mark.parametrize("backend", ["cpu", "emulated"], indirect=True)
+def test_weights_changed_in_place_before_backward(backend):
     """autograd notices what would give the gradient of another layer."""
     case = random_recurrent_case((3, 2, 4, 5))
-    _, v, _ = case.run("cpu")
+    _, v, _ = case.run(backend)
     with torch.no_grad():
         case.recurrent_weights.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -315,7 +319,7 @@ def test_every_number_of_threads_has_the_same_bits(shape):
 
 
 @pytest.mark.parametrize("with_steps", [False, True])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@all_backends
 def test_gradient_by_hand(backend, with_steps):
     """Two neurons, three steps: the first fires, which makes the second fire in the next one."""
     dt, alpha, a, b = 0.001, 2.0, 0.5, 0.2
@@ -328,11 +332,11 @@ def test_gradient_by_hand(backend, with_steps):
     if with_steps:
         z = []
         for x_t in x:
-            z_t, state = lif_step(x_t, state, w_in, w_rec, p, dt, backend=backend)
+            z_t, state = call(lif_step, x_t, state, w_in, w_rec, p, dt, backend=backend)
             z.append(z_t)
         z = torch.stack(z)
     else:
-        z, state = lif_step_integral(x, state, w_in, w_rec, p, dt, backend=backend)
+        z, state = call(lif_step_integral, x, state, w_in, w_rec, p, dt, backend=backend)
     # i'_1 = (3, 0.5), v'_1 = (1.5, 0.25), the first fires. i'_2 = (2.4, 0.4 + 2),
     # v'_2 = (1.2, 0.25 + 0.5 (2.4 - 0.25)), both fire or not: 1.2 is not above 1.2, 1.325 is.
     # i'_3 = (1.92 - 1, 1.92), v'_3 = (1.2 + 0.5 (0.92 - 1.2), 0.96).
@@ -364,7 +368,7 @@ def test_gradient_by_hand(backend, with_steps):
     assert grads[3].tolist() == [pytest.approx(row, rel=1e-6) for row in expected_rec]
 
 
-def test_long_silence():
+def test_long_silence(backend):
     """States and gradients fall below the smallest normal number."""
     case = random_recurrent_case((1500, 1, 5, 6), density=0.6)
     x = case.x.detach().clone()
@@ -373,7 +377,7 @@ def test_long_silence():
     case = case._replace(
         x=x.requires_grad_(), constants=tuple(c.requires_grad_() for c in constants)
     )
-    (z, v, _), (z_ref, v_ref, _) = case.run("cpu"), case.run("reference")
+    (z, v, _), (z_ref, v_ref, _) = case.run(backend), case.run("reference")
     assert z[:20].sum() > 3
     assert z[100:].sum() == 0
     assert_same_bits(z, z_ref)
@@ -386,13 +390,13 @@ def test_long_silence():
         )
 
 
-def test_gradients_are_finite_far_from_the_threshold():
+def test_gradients_are_finite_far_from_the_threshold(backend):
     for method in METHODS:
         for dtype in DTYPES:
             case = random_recurrent_case((3, 2, 4, 5), dtype, method=method, alpha=100.0)
             x = (case.x.detach() * 2 - 1) * 1e4
             case = case._replace(x=x.requires_grad_())
-            for name, g in gradients(case, "cpu").items():
+            for name, g in gradients(case, backend).items():
                 assert g.isfinite().all(), (method, dtype, name)
 
 
@@ -453,17 +457,18 @@ def test_spikes_may_be_changed_in_place(exact):
 
 
 @pytest.mark.parametrize("shape", [(5, 0, 3, 4), (5, 2, 3, 0)])
-def test_no_rows_or_neurons_with_constants_of_their_shape(shape):
+def test_no_rows_or_neurons_with_constants_of_their_shape(shape, backend):
     T, B, features, H = shape
     tau_mem_inv = torch.full((B, H), 100.0, requires_grad=True)
     zero = torch.zeros(B, H)
-    z, _ = lif_step_integral(
+    z, _ = call(
+        lif_step_integral,
         torch.rand(T, B, features),
         LIFState(zero, zero, zero),
         torch.ones(H, features),
         torch.ones(H, H),
         LIFParameters(tau_mem_inv=tau_mem_inv),
-        backend="cpu",
+        backend=backend,
     )
     z.sum().backward()
     assert tau_mem_inv.grad.shape == (B, H)

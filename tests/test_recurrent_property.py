@@ -1,4 +1,4 @@
-"""Recurrent layers of any shape, layout, type and options: cpu equals the reference."""
+"""Recurrent layers of any shape, layout, type and options equal the reference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from helpers import METHODS, RecurrentCase, assert_same_bits, random_recurrent_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_property import BACKEND_FIXTURE
 
 from fused_lif.backends import native
 
@@ -52,20 +53,20 @@ def cases(draw):
     return case._replace(x=x.requires_grad_(), z=z.requires_grad_())
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(cases())
-def test_cpu_equals_reference(case: RecurrentCase):
-    for name, a, e in zip(("spikes", "v", "i"), case.run("cpu"), case.run("reference")):
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases())
+def test_equals_reference(case: RecurrentCase, backend):
+    for name, a, e in zip(("spikes", "v", "i"), case.run(backend), case.run("reference")):
         assert_same_bits(a, e, name)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(cases(), st.integers(0, 2**31))
-def test_gradients_equal_reference(case: RecurrentCase, seed):
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases(), seed=st.integers(0, 2**31))
+def test_gradients_equal_reference(case: RecurrentCase, seed, backend):
     """The limits are wide: gradients of some of these layers grow from step to step."""
     inputs, results = case.inputs(), []
-    for backend in ("cpu", "reference"):
-        outputs = case.run(backend)
+    for each in (backend, "reference"):
+        outputs = case.run(each)
         generator = torch.Generator().manual_seed(seed)
         weights = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
         results.append(
