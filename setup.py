@@ -91,8 +91,9 @@ class NinjaBuild(build_ext):
         flags = [
             CXX_FLAGS,
             SANITIZER_FLAGS if sanitize else "",
-            f"-isystem {shlex.quote(str(torch.directory / 'include'))}",
+            # First: some releases of torch forbid their own copy of pybind11 to stable-ABI builds.
             f"-isystem {shlex.quote(pybind11.get_include())}",
+            f"-isystem {shlex.quote(str(torch.directory / 'include'))}",
             f"-isystem {shlex.quote(sysconfig.get_path('include'))}",
             f'-DFUSED_LIF_VERSION=\\"{_version()}\\"',
             f'-DFUSED_LIF_BUILD_TORCH=\\"{torch.version}\\"',

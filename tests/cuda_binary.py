@@ -21,10 +21,12 @@ from pathlib import Path
 #: template arguments, as in ``lif_forward_kernel<double``; the longest one counts.
 REGISTERS = {
     "constant_grads_kernel": 64,
+    "find_infinite_kernel": 32,
     "lif_backward_kernel": 128,
     "lif_cluster_backward_kernel": 128,
     "lif_cluster_forward_kernel": 64,
-    "lif_forward_kernel": 112,
+    "lif_forward_kernel": 128,
+    "lif_input_sums_forward_kernel": 64,
     "lif_recurrent_forward_potentials_kernel": 40,
     "lif_recurrent_step_backward_kernel": 48,
     "lif_recurrent_step_forward_kernel": 40,

@@ -5,7 +5,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <deque>
+#include <memory>
 #include <mutex>
 
 #include "../checks.h"
@@ -29,9 +31,10 @@ Function* find(const char* name) {
 
 }  // namespace
 
-DeviceGuard::DeviceGuard(int index) : guard_(new torch::stable::accelerator::DeviceGuard(index)) {
-  // torch has its own copy of the CUDA runtime.
-  check(cudaSetDevice(index), "use the device of x");
+DeviceGuard::DeviceGuard(int index) {
+  auto guard = std::make_unique<torch::stable::accelerator::DeviceGuard>(index);
+  check(cudaSetDevice(index), "use the device of x");  // torch has its own copy of the runtime
+  guard_ = guard.release();
 }
 
 DeviceGuard::~DeviceGuard() {
@@ -49,10 +52,14 @@ const Device& device_properties(int index) {
       check(cudaDeviceGetAttribute(&value, attribute, device), "describe a device");
       return value;
     };
+    // Kernels that were compiled for an older device can do what that one could.
+    cudaFuncAttributes compiled{};
+    check(cudaFuncGetAttributes(&compiled, cluster_kernel()), "find a kernel for a device");
+    const int capability =
+        10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
     devices.push_back(
-        {device,
-         10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor),
-         ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)});
+        {device, std::min(capability, compiled.ptxVersion), ask(cudaDevAttrMultiProcessorCount),
+         ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)});
   }
   return devices[index];
 }

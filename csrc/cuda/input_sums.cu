@@ -31,45 +31,67 @@ __global__ void __launch_bounds__(kFlagThreads)
 }
 
 // A thread adds up one neuron of kSumRows rows. The block goes through the input in tiles, and
-// skips what is zero in all of its rows.
+// lists what is not zero in one of its rows.
 template <typename IO>
 __global__ void __launch_bounds__(kSumThreads) lif_input_sums_forward_kernel(const InputSums args) {
   using S = Compute<IO>;
   using Rows = Pack<S, kSumRows>;
-  constexpr int kWord = 32, kWords = kSumThreads / kWord;
-  __shared__ Rows tile[kSumThreads];
-  __shared__ uint32_t used[kWords];  // one bit for each input of the tile
+  constexpr int kWarps = kSumThreads / 32;
+  __shared__ Rows tile[kSumThreads + 1];              // the last one is zero: of no input
+  __shared__ uint16_t list[kSumThreads + kListUnit];  // inputs of the tile, in ascending order
+  __shared__ uint32_t used[kWarps];                   // the same, one bit for each
   const int64_t I = args.I, H = args.H, row0 = int64_t{blockIdx.x} * kSumRows;
   const int64_t h = int64_t{blockIdx.y} * kSumThreads + threadIdx.x;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   uint32_t infinite = 0;
   for (int k = 0; k < kFlags; ++k) infinite |= args.infinite[k];
+  if (threadIdx.x == 0) tile[kSumThreads] = {};
 
   Rows sum = {};
   for (int64_t tile0 = 0; tile0 < I; tile0 += kSumThreads) {
     const int64_t own = tile0 + threadIdx.x;
     bool is_used = infinite != 0;
+    Rows values = {};
+    if (own < I) {
 #pragma unroll
-    for (int r = 0; r < kSumRows; ++r) {
-      S value = S(0);
-      if (own < I && row0 + r < args.rows)
-        value = to_compute<S>(static_cast<const IO*>(args.input)[(row0 + r) * I + own]);
-      tile[threadIdx.x].at[r] = value;
-      is_used |= value != S(0);
+      for (int r = 0; r < kSumRows; ++r)
+        if (row0 + r < args.rows)
+          values.at[r] = to_compute<S>(static_cast<const IO*>(args.input)[(row0 + r) * I + own]);
     }
+#pragma unroll
+    for (int r = 0; r < kSumRows; ++r) is_used |= values.at[r] != S(0);
     const uint32_t word = __ballot_sync(0xffffffffu, is_used && own < I);
-    if (threadIdx.x % kWord == 0) used[threadIdx.x / kWord] = word;
+    __syncthreads();  // the tile before is done with
+    tile[threadIdx.x] = values;
+    if (lane == 0) used[warp] = word;
     __syncthreads();
-    if (h < H) {
-      const S* weights = static_cast<const S*>(args.weights) + tile0 * H + h;
-      for (int w = 0; w < kWords; ++w)
-        for (uint32_t left = used[w]; left != 0; left &= left - 1) {
-          const int k = w * kWord + __ffs(static_cast<int>(left)) - 1;
-          const S weight = weights[k * H];
+    int count = 0, before = 0;
 #pragma unroll
-          for (int r = 0; r < kSumRows; ++r) sum.at[r] += tile[k].at[r] * weight;
-        }
+    for (int w = 0; w < kWarps; ++w) {
+      if (w == warp) before = count;
+      count += __popc(used[w]);
     }
+    if (word >> lane & 1)
+      list[before + __popc(word & ((1u << lane) - 1))] = static_cast<uint16_t>(threadIdx.x);
+    if (threadIdx.x < kListUnit) list[count + threadIdx.x] = kSumThreads;
     __syncthreads();
+    if (h >= H) continue;
+    const S* weights = static_cast<const S*>(args.weights) + tile0 * H + h;
+    for (int n = 0; n < count; n += kListUnit) {
+      int input[kListUnit];
+      S weight[kListUnit];
+#pragma unroll
+      for (int j = 0; j < kListUnit; ++j) {
+        input[j] = list[n + j];
+        weight[j] = input[j] < kSumThreads ? weights[input[j] * H] : S(0);
+      }
+#pragma unroll
+      for (int j = 0; j < kListUnit; ++j) {
+        const Rows x = tile[input[j]];
+#pragma unroll
+        for (int r = 0; r < kSumRows; ++r) sum.at[r] += x.at[r] * weight[j];
+      }
+    }
   }
   if (h >= H) return;
 #pragma unroll

@@ -207,7 +207,10 @@ void launch_recurrent_step_backward(
 
 // ---- lif_cluster.cu ----
 
-// `rows`: batch rows of a cluster, from choose_cluster in plan.h.
+// One of the kernels, to ask CUDA what it was compiled for.
+const void* cluster_kernel();
+
+// `rows`: batch rows of a cluster, from cluster_rows in plan.h.
 void launch_cluster_forward(const ClusterForward& args, Reset reset, int rows, Stream stream);
 void launch_cluster_backward(const ClusterBackward& args, Reset reset, int rows, Stream stream);
 

@@ -310,6 +310,10 @@ LaunchShape cluster_shape(int64_t B, int64_t H, int rows, int threads, int64_t b
 
 }  // namespace
 
+const void* cluster_kernel() {
+  return reinterpret_cast<const void*>(&lif_cluster_forward_kernel<Reset::kHard>);
+}
+
 void launch_cluster_forward(const ClusterForward& args, Reset reset, int rows, Stream stream) {
   const LaunchShape shape = cluster_shape(
       args.B, args.H, rows, rows * kClusterColumns, cluster_forward_bytes(args.H, rows));

@@ -28,7 +28,7 @@ size_t ring_bytes(int64_t T) {
 }
 
 template <typename IO, int kColumns, Neuron kNeuron, Reset kReset>
-__global__ void __launch_bounds__(kForwardThreads, 4)
+__global__ void __launch_bounds__(kForwardThreads, 1)
     lif_forward_kernel(const SequenceForward args) {
   using S = Compute<IO>;
   using P = Pack<IO, kColumns>;
@@ -84,11 +84,15 @@ __global__ void __launch_bounds__(kForwardThreads, 4)
     *reinterpret_cast<P*>(out) = out_t;
     out += M;
     if (t != keep_after) return;
+    Pack<S, kColumns> v, i;
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
-      kept[k] = state[k].v;
-      if constexpr (has_synapse(kNeuron)) kept[args.rows * M + k] = state[k].i;
+      v.at[k] = state[k].v;
+      i.at[k] = state[k].i;
     }
+    *reinterpret_cast<Pack<S, kColumns>*>(kept) = v;
+    if constexpr (has_synapse(kNeuron))
+      *reinterpret_cast<Pack<S, kColumns>*>(kept + args.rows * M) = i;
     kept += M;
     keep_after = t < last_kept ? t + interval : -1;
   };

@@ -1,5 +1,5 @@
 // Operators of recurrent layers on CUDA: one kernel for all time steps where the layer fits a
-// cluster of blocks (choose_cluster in plan.h), otherwise matrix products with a kernel per time
+// cluster of blocks (cluster_rows in plan.h), otherwise matrix products with a kernel per time
 // step between them, all on one stream, so that a CUDA graph can capture them.
 #include <torch/csrc/stable/library.h>
 

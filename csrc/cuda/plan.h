@@ -11,7 +11,7 @@ namespace fused_lif::cuda {
 
 struct Device {
   int index;
-  int capability;  // compute capability: 90 for 9.0
+  int capability;  // compute capability: 90 for 9.0; less if the kernels were compiled for less
   int multiprocessors;
   int64_t shared_memory;  // bytes that a block can have at most
 };
@@ -76,6 +76,8 @@ LaunchPlan plan_sequence(
   return {columns, static_cast<int>(std::clamp<int64_t>(threads_each, kWarp, max_threads))};
 }
 
+inline constexpr int kListUnit = 8;  // what a list of inputs or senders is read in
+
 // ---- sums over the weights of the input ----
 
 inline constexpr int kFlags = 32, kFlagThreads = 256;  // blocks that look for infinite weights
@@ -94,8 +96,7 @@ inline constexpr int kMaxClusterNeurons = kClusterColumns * kMaxClusterBlocks;
 inline constexpr int kForwardRows = 16, kBackwardRows = 8;  // at most
 inline constexpr int kBackwardSplits = 8;  // parts of the sum over receivers, a thread for each
 inline constexpr int kClusterBackwardThreads = kClusterColumns * kBackwardSplits;
-// Spikes of a word; a list of senders is read in units of kListUnit.
-inline constexpr int kSpikeWord = 32, kListUnit = 8;
+inline constexpr int kSpikeWord = 32;
 
 FUSED_LIF_HD constexpr int cluster_blocks(int64_t H) {
   return static_cast<int>((H + kClusterColumns - 1) / kClusterColumns);

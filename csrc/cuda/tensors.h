@@ -48,9 +48,10 @@ class Call {
   std::deque<Tensor> alive_;  // references stay valid
 };
 
-// Kernels count time steps in 32 bits, everything else in 64.
+// Kernels count time steps in 32 bits, and beyond the last one; everything else in 64.
 inline void check_steps(const char* op, int64_t T) {
-  if (T > INT32_MAX) fail(op, ": CUDA takes at most ", INT32_MAX, " time steps, got ", T);
+  constexpr int64_t kMostSteps = INT32_MAX - 1024;
+  if (T > kMostSteps) fail(op, ": CUDA takes at most ", kMostSteps, " time steps, got ", T);
 }
 
 // The constants that are given.

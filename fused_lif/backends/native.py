@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +18,11 @@ try:
     from fused_lif import _C  # loading it registers torch.ops.fused_lif.*
 
     IMPORT_ERROR: ImportError | None = None
+    #: Compute capabilities that the extension has CUDA kernels for, as in "8.0 9.0+PTX".
+    CUDA_ARCHITECTURES: str = _C.build_info()["cuda_architectures"]
 except ImportError as error:
     IMPORT_ERROR = error
+    CUDA_ARCHITECTURES = ""
 
 #: Forward keeps the state after every so many steps; backward recomputes the steps in between.
 #: In float32, 32 steps cost 1/16 of the input's memory, and a block of columns fits the L1 cache.
@@ -399,7 +401,7 @@ def _unavailable_on_cuda() -> list[str]:
     if IMPORT_ERROR is not None:
         return _unavailable()
     reasons = []
-    if not _C.build_info()["cuda_architectures"]:
+    if not CUDA_ARCHITECTURES:
         reasons.append("the extension was built without CUDA (set FUSED_LIF_CUDA=1 to demand it)")
     if not torch.cuda.is_available():
         reasons.append("torch finds no CUDA device")
@@ -419,16 +421,20 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
     return False
 
 
-@cache
+_covered: dict[int, list[str]] = {}  # devices that have been asked about, with the answer
+
+
+@torch.compiler.assume_constant_result
 def _reasons_against_device(index: int) -> list[str]:
-    architectures = _C.build_info()["cuda_architectures"]
-    capability = torch.cuda.get_device_capability(index)
-    if covers(architectures, capability):
-        return []
-    return [
-        f"the extension was built for compute capability {architectures}, "
-        f"and the device has {capability[0]}.{capability[1]}"
-    ]
+    if index not in _covered:
+        capability = torch.cuda.get_device_capability(index)
+        _covered[index] = [
+            f"the extension was built for compute capability {CUDA_ARCHITECTURES or 'none'}, "
+            f"and the device has {capability[0]}.{capability[1]}"
+        ]
+        if covers(CUDA_ARCHITECTURES, capability):
+            _covered[index] = []
+    return _covered[index]
 
 
 def _reasons_against(problem: LIFProblem) -> list[str]:
@@ -455,9 +461,10 @@ def _reasons_against_cpu(problem: LIFProblem) -> list[str]:
 def _reasons_against_cuda(problem: LIFProblem) -> list[str]:
     device = problem.x.device
     if device.type != "cuda":
-        return [*_unavailable_on_cuda(), f"the input is on {device.type}"]
-    reasons = _unavailable_on_cuda() or _reasons_against_device(device.index)
-    return reasons + _reasons_against(problem)
+        return [f"the input is on {device.type}"]
+    if not CUDA_ARCHITECTURES:
+        return _unavailable_on_cuda()
+    return _reasons_against_device(device.index) + _reasons_against(problem)
 
 
 CPU = Backend("cpu", _unavailable, _reasons_against_cpu, _run)

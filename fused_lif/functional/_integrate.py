@@ -241,6 +241,8 @@ def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torc
         raise ValueError(
             f"state.{name} must be on the device of input_tensor ({x.device}), got {value.device}"
         )
+    if value.device != x.device:
+        value = _scalar_to(value, x.device)
     if value.shape != step:
         try:
             value = value.expand(step)
@@ -249,7 +251,7 @@ def _as_state(name: str, value: object, x: Tensor, step: torch.Size, dtype: torc
                 f"state.{name} must have shape {tuple(step)} to match input_tensor "
                 f"{tuple(x.shape)}, got {tuple(value.shape)}"
             ) from None
-    return value.to(x.device, dtype)
+    return value.to(dtype)
 
 
 def _broadcast_input(
