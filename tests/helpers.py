@@ -24,7 +24,7 @@ from fused_lif.surrogate import SURROGATES
 BACKENDS = ("cpu", "emulated", "cuda")
 
 #: Where recurrent layers take some sums over neurons by matrix products, in an order of their own:
-#: in float64, for few steps, and for large layers. The others are in ascending order, as on the CPU.
+#: in float64, for few steps, for large layers. The others are in ascending order, as on the CPU.
 MATRIX_PRODUCTS = ("emulated", "cuda")
 
 #: For tests of the backend ``cuda`` on a GPU.

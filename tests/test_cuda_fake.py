@@ -49,7 +49,7 @@ def fake():
 @pytest.fixture
 def available(monkeypatch):
     """A device, as far as the backend can tell."""
-    monkeypatch.setattr(native, "_unavailable_on_cuda", list)
+    monkeypatch.setattr(native, "CUDA_ARCHITECTURES", "9.0")
     monkeypatch.setattr(native, "_reasons_against_device", lambda index: [])
 
 
@@ -299,17 +299,15 @@ def test_devices_that_are_covered(architectures, capability, expected):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what was built and which device there is, of compute capability ``(9, 0)``."""
+    """Sets what was built and whether there is a device, of compute capability ``(9, 0)``."""
 
     def set_machine(architectures, has_device):
-        info = {**native._C.build_info(), "cuda_architectures": architectures}
-        monkeypatch.setattr(native, "_C", SimpleNamespace(build_info=lambda: info))
+        monkeypatch.setattr(native, "CUDA_ARCHITECTURES", architectures)
+        monkeypatch.setattr(native, "_covered", {})
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-        native._reasons_against_device.cache_clear()
 
-    yield set_machine
-    native._reasons_against_device.cache_clear()
+    return set_machine
 
 
 NOT_BUILT = "the extension was built without CUDA (set FUSED_LIF_CUDA=1 to demand it)"
@@ -329,9 +327,9 @@ NOT_COVERED = "the extension was built for compute capability 8.0, and the devic
 def test_why_cuda_is_unavailable(architectures, has_device, reasons, machine):
     machine(architectures, has_device)
     assert native.CUDA.unavailable() == reasons
-    assert native.CUDA.reasons_against(problem_on("cuda")) == reasons
-    on_cpu = [*reasons, "the input is on cpu"]
-    assert native.CUDA.reasons_against(problem_on("cpu")) == on_cpu
+    if has_device or not architectures:  # otherwise there cannot be such an input
+        assert native.CUDA.reasons_against(problem_on("cuda")) == reasons
+    assert native.CUDA.reasons_against(problem_on("cpu")) == ["the input is on cpu"]
     assert native.CPU.reasons_against(problem_on("cuda")) == ["the input is on cuda"]
 
 
@@ -353,24 +351,41 @@ def test_what_no_kernel_can_do(machine):
 
 def test_extension_that_is_not_there(monkeypatch):
     monkeypatch.setattr(native, "IMPORT_ERROR", ImportError("no file"))
+    monkeypatch.setattr(native, "CUDA_ARCHITECTURES", "")
     reason = "the C++ extension could not be loaded (no file)"
     assert native.CUDA.unavailable() == [reason]
     assert native.CUDA.reasons_against(problem_on("cuda")) == [reason]
 
 
 def test_requested_backend_is_refused_with_its_reasons(machine):
-    machine("", False)
     x, state = torch.ones(3, 2), LIFFeedForwardState(0, 0)
+    for architectures in ("", "9.0"):
+        machine(architectures, True)
+        with pytest.raises(RuntimeError) as error:
+            fused_lif.lif_feed_forward_integral(x, state, backend="cuda")
+        assert str(error.value) == "backend 'cuda' cannot run this input: the input is on cpu"
+        with pytest.raises(RuntimeError, match="'cpu' cannot run this input: the input is on cuda"):
+            select_backend(problem_on("cuda"), "cpu")
+    machine("", False)
     with pytest.raises(RuntimeError) as error:
-        fused_lif.lif_feed_forward_integral(x, state, backend="cuda")
-    assert str(error.value) == (
-        f"backend 'cuda' cannot run this input: {NOT_BUILT}; {NO_DEVICE}; the input is on cpu"
-    )
-    machine("9.0", True)
-    with pytest.raises(RuntimeError, match="cannot run this input: the input is on cpu"):
-        fused_lif.lif_feed_forward_integral(x, state, backend="cuda")
-    with pytest.raises(RuntimeError, match="cannot run this input: the input is on cuda"):
-        select_backend(problem_on("cuda"), "cpu")
+        select_backend(problem_on("cuda"), "cuda")
+    reasons = f"{NOT_BUILT}; {NO_DEVICE}"
+    assert str(error.value) == f"backend 'cuda' cannot run this input: {reasons}"
+
+
+@pytest.mark.parametrize("architectures", ["", "8.0", "9.0"])
+def test_torch_compile_goes_through_the_reasons(architectures, machine):
+    """Without a graph break, and without a warning of torch.compile."""
+    machine(architectures, torch.cuda.is_available())  # torch.compile asks too
+    problems = [problem_on(device) for device in ("cuda", "cpu")]
+
+    def count(x):
+        return x + sum(len(native.CUDA.reasons_against(p)) for p in problems)
+
+    expected = count(torch.zeros(()))
+    assert expected == 1 if architectures == "9.0" else expected > 1
+    torch._dynamo.reset()
+    assert torch.compile(count, fullgraph=True, backend="eager")(torch.zeros(())) == expected
 
 
 def test_choice(machine):

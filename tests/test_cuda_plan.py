@@ -67,9 +67,7 @@ def test_clusters_fit_on_the_device_at_once(segment):
 
 def test_rows_of_large_batches_are_balanced():
     assert cluster(B=14 * 16) == 16  # one wave of 14 clusters
-    assert (
-        cluster(B=14 * 16 + 1) == 9
-    )  # two waves of the same size
+    assert cluster(B=14 * 16 + 1) == 9  # two waves of the same size
     assert cluster(B=1) == 1
     assert cluster(B=100_000) == 16
     assert cluster(B=100_000, segment=32) == 8
