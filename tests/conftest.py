@@ -7,6 +7,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
+from cuda_emulator import emulator
 from helpers import BACKENDS, instruction_set, running
 
 
@@ -35,3 +36,16 @@ def kernels(request):
     else:
         with instruction_set(request.param):
             yield "cpu"
+
+
+@pytest.fixture
+def emulated():
+    """The emulator of CUDA; the backend ``emulated`` can be used while the test runs."""
+    with running("emulated"):
+        yield emulator.load()
+
+
+@pytest.fixture
+def cuda(emulated):
+    """The emulated operators."""
+    return torch.ops.fused_lif_emulated

@@ -3,7 +3,7 @@
 Weights are multiples of 1/256 unless said otherwise: then every sum over them is exact, and the
 reference, whose matrix products add in an order of their own, has the same bits, and so has CUDA
 for layers of all sizes. What compares other weights is for the CPU alone, and for emulated CUDA in
-tests/test_cuda_emulated.py.
+tests/test_emulated_clusters.py.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ Outputs lif_recurrent_forward_cuda(
       op, input, z, v, i, input_weights, recurrent_weights, constants, exact, state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const Layer layer(input, v);
+  check_steps(op, layer.T);
   const int64_t T = layer.T, B = layer.B, H = layer.H, M = layer.M;
   const int64_t I = input.size(input.dim() - 1);
   const bool has_time = input.dim() > v.dim();
@@ -330,6 +331,7 @@ Grads lif_recurrent_backward_cuda(
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const Needs needs = {needs_bits};
   const Layer layer(i_jump, v);
+  check_steps(op, layer.T);
   const int64_t T = layer.T, B = layer.B, H = layer.H, M = layer.M;
   Call call(op, i_jump);
   const ConstantSet set(call, layer.step, constants);

@@ -464,7 +464,8 @@ def _reasons_against_cuda(problem: LIFProblem) -> list[str]:
         return [f"the input is on {device.type}"]
     if not CUDA_ARCHITECTURES:
         return _unavailable_on_cuda()
-    return _reasons_against_device(device.index) + _reasons_against(problem)
+    reasons: list[str] = _reasons_against_device(device.index)
+    return reasons + _reasons_against(problem)
 
 
 CPU = Backend("cpu", _unavailable, _reasons_against_cpu, _run)
