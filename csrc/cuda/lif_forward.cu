@@ -3,8 +3,8 @@
 // other. Input comes through shared memory, copied there long before it is needed, so that small
 // layers run at the latency of the arithmetic and large ones at the bandwidth of memory.
 #include <algorithm>
-#include "constants.cuh"
 
+#include "constants.cuh"
 #include "launch.h"
 #include "plan.h"
 
