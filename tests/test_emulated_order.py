@@ -73,7 +73,8 @@ HARMLESS = {
 def test_every_wait_is_needed():
     """Without any one of them, results are wrong or a kernel fails, in some order of threads.
 
-    That can also be a crash: it is tried in another process, which goes on behind it.
+    That can also be a crash: it is tried in another process, which goes on behind it. Sanitizers stop
+    at what is done on purpose here: `make sanitize` leaves this test out.
     """
     sites, found_out = [], []
     while not sites or len(found_out) < len(sites):
@@ -89,8 +90,7 @@ def test_every_wait_is_needed():
         sites = json.loads(lines[0])
         found_out += [line == "found out" for line in lines[1:]]
         if result.returncode != 0:
-            # A signal, or what the address sanitizer makes of one.
-            assert result.returncode < 0 or "AddressSanitizer" in result.stderr, result.stderr
+            assert result.returncode < 0, result.stderr  # a signal
             found_out.append(True)
     assert {site.split(":")[0] for site in sites} == {
         path.name
