@@ -73,8 +73,8 @@ HARMLESS = {
 def test_every_wait_is_needed():
     """Without any one of them, results are wrong or a kernel fails, in some order of threads.
 
-    That can also be a crash: it is tried in another process, which goes on behind it. Sanitizers stop
-    at what is done on purpose here: `make sanitize` leaves this test out.
+    That can also be a crash: it is tried in another process, which goes on behind it. Sanitizers
+    stop at what is done on purpose here: `make sanitize` leaves this test out.
     """
     sites, found_out = [], []
     while not sites or len(found_out) < len(sites):
