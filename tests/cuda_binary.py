@@ -21,7 +21,7 @@ from pathlib import Path
 #: template arguments, as in ``lif_forward_kernel<double``; the longest one counts.
 REGISTERS = {
     "constant_grads_kernel": 64,
-    "find_infinite_kernel": 32,
+    "find_infinite_kernel": 40,
     "lif_backward_kernel": 128,
     "lif_cluster_backward_kernel": 128,
     "lif_cluster_forward_kernel": 64,
