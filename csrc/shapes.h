@@ -1,6 +1,7 @@
 // Sizes of one call, and how its tensors are described to the loops of every device.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -43,6 +44,22 @@ inline int64_t product(const std::vector<int64_t>& sizes, size_t begin, size_t e
 // t itself if it is contiguous: asking costs less than a call of the operator.
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// A contiguous tensor, not initialised; the type of the device is one of
+// aoti_torch_device_type_*().
+inline Tensor
+new_contiguous(const std::vector<int64_t>& sizes, ScalarType dtype, int32_t device, int32_t index) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
+    strides[d] = stride;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device, index,
+      &handle));
+  return Tensor(handle);
 }
 
 // How many states are kept of T time steps.

@@ -40,16 +40,7 @@ inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size
 }
 
 inline Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
-    strides[d] = stride;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor tensor(handle);
+  Tensor tensor = new_contiguous(sizes, dtype, aoti_torch_device_type_cpu(), 0);
   advise_huge_pages(tensor.data_ptr(), size_of(tensor));
 #if defined(FUSED_LIF_POISON)
   if (tensor.numel() > 0) std::memset(tensor.data_ptr(), 0xff, size_of(tensor));  // NaN

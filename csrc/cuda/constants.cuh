@@ -75,6 +75,18 @@ __device__ __forceinline__ void load_constants(
   }
 }
 
+// Calls f(constant, sum) for the constants that a neuron has.
+template <Neuron kNeuron, typename S, typename F>
+__device__ __forceinline__ void for_each_sum(const ConstantGrads<S>& sums, const F& f) {
+  if constexpr (has_synapse(kNeuron)) f(kTauSynInv, sums.dt_tau_syn_inv);
+  f(kTauMemInv, sums.dt_tau_mem_inv);
+  f(kVLeak, sums.v_leak);
+  if constexpr (has_threshold(kNeuron)) {
+    f(kVTh, sums.v_th);
+    f(kVReset, sums.v_reset);
+  }
+}
+
 // Calls f.operator()<kSurrogate>(): all threads take the same branch.
 template <typename F>
 __device__ __forceinline__ void visit_surrogate(Surrogate surrogate, const F& f) {

@@ -10,7 +10,7 @@
 #include <memory>
 #include <mutex>
 
-#include "../checks.h"
+#include "../shapes.h"
 
 namespace fused_lif::cuda {
 namespace {
@@ -73,16 +73,7 @@ Stream current_stream(int index) {
 }
 
 Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype, int index) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
-    strides[d] = stride;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cuda(), index, &handle));
-  return Tensor(handle);
+  return new_contiguous(sizes, dtype, aoti_torch_device_type_cuda(), index);
 }
 
 void matrix_product(Tensor& to, const Tensor& a, const Tensor& b) {

@@ -149,22 +149,13 @@ __global__ void __launch_bounds__(kBackwardThreads)
     }
   }
 
-  const auto store_sum = [&](int constant, int64_t column, S sum) {
-    if (args.sums[constant] != nullptr) static_cast<S*>(args.sums[constant])[column] = sum;
-  };
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) {
     static_cast<S*>(args.grad_v0)[m + k] = grad[k].v;
-    if constexpr (has_synapse(kNeuron)) {
-      static_cast<S*>(args.grad_i0)[m + k] = grad[k].i;
-      store_sum(kTauSynInv, m + k, sums[k].dt_tau_syn_inv);
-    }
-    store_sum(kTauMemInv, m + k, sums[k].dt_tau_mem_inv);
-    store_sum(kVLeak, m + k, sums[k].v_leak);
-    if constexpr (has_threshold(kNeuron)) {
-      store_sum(kVTh, m + k, sums[k].v_th);
-      store_sum(kVReset, m + k, sums[k].v_reset);
-    }
+    if constexpr (has_synapse(kNeuron)) static_cast<S*>(args.grad_i0)[m + k] = grad[k].i;
+    for_each_sum<kNeuron>(sums[k], [&](int constant, S sum) {
+      if (args.sums[constant] != nullptr) static_cast<S*>(args.sums[constant])[m + k] = sum;
+    });
   }
 }
 

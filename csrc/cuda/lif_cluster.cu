@@ -290,14 +290,9 @@ __global__ void __launch_bounds__(kClusterBackwardThreads, 1)
   if (!is_used) return;
   static_cast<float*>(args.grad_v0)[m] = grad.v;
   static_cast<float*>(args.grad_i0)[m] = grad.i;
-  const auto store_sum = [&](int constant, float sum) {
+  for_each_sum<Neuron::kLIF>(sums, [&](int constant, float sum) {
     if (args.sums[constant] != nullptr) static_cast<float*>(args.sums[constant])[m] = sum;
-  };
-  store_sum(kTauSynInv, sums.dt_tau_syn_inv);
-  store_sum(kTauMemInv, sums.dt_tau_mem_inv);
-  store_sum(kVLeak, sums.v_leak);
-  store_sum(kVTh, sums.v_th);
-  store_sum(kVReset, sums.v_reset);
+  });
 #endif
 }
 

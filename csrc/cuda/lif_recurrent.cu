@@ -79,15 +79,10 @@ __global__ void __launch_bounds__(kPointwiseThreads)
       step, grad_out, surrogate, args.detach_reset, grad, sums, c[0]);
   static_cast<S*>(args.grad_v)[m] = grad.v;
   static_cast<S*>(args.grad_i)[m] = grad.i;
-  const auto add = [&](int constant, S sum) {
+  for_each_sum<Neuron::kLIF>(sums, [&](int constant, S sum) {
     S* const to = static_cast<S*>(args.sums[constant]);
     if (to != nullptr) to[m] = args.is_first ? sum : to[m] + sum;
-  };
-  add(kTauSynInv, sums.dt_tau_syn_inv);
-  add(kTauMemInv, sums.dt_tau_mem_inv);
-  add(kVLeak, sums.v_leak);
-  add(kVTh, sums.v_th);
-  add(kVReset, sums.v_reset);
+  });
 }
 
 LaunchShape pointwise(int64_t M) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../../csrc/shapes.h"
 #include "runtime/settings.h"
 
 namespace fused_lif::cuda {
@@ -27,16 +28,7 @@ const Device& device_properties(int index) {
 CUstream_st* current_stream(int) { return nullptr; }
 
 Tensor new_empty(const std::vector<int64_t>& sizes, ScalarType dtype, int) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1))
-    strides[d] = stride;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor tensor(handle);
+  Tensor tensor = new_contiguous(sizes, dtype, aoti_torch_device_type_cpu(), 0);
   const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
   if (bytes > 0) std::memset(tensor.data_ptr(), 0xff, bytes);  // NaN: what is not written shows up
   return tensor;
