@@ -7,6 +7,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
+
+# Kernels of Triton are interpreted where there is no GPU; Triton asks when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from cuda_emulator import emulator
 from helpers import BACKENDS, instruction_set, running
 

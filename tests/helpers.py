@@ -8,24 +8,26 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import triton_interpreter
 from cuda_emulator import emulator
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import fused_lif
 from fused_lif import LIFFeedForwardState, LIFParameters, LIFState, LIParameters, LIState
-from fused_lif.backends import native
+from fused_lif.backends import native, triton
 from fused_lif.functional.lif import lif_current_encoder_integral
 from fused_lif.surrogate import SURROGATES
 
 # ---- backends ----
 
-#: What computes besides the reference. ``emulated`` are the kernels of ``cuda`` on the CPU.
-BACKENDS = ("cpu", "emulated", "cuda")
+#: What computes besides the reference. ``emulated`` are the kernels of ``cuda`` on the CPU; where
+#: there is no GPU, those of ``triton`` are interpreted on the CPU.
+BACKENDS = ("cpu", "emulated", "cuda", "triton")
 
 #: Where recurrent layers take some sums over neurons by matrix products, in an order of their own:
 #: in float64, for few steps, for large layers. The others are in ascending order, as on the CPU.
-MATRIX_PRODUCTS = ("emulated", "cuda")
+MATRIX_PRODUCTS = ("emulated", "cuda", "triton")
 
 #: For tests of the backend ``cuda`` on a GPU.
 DEVICE = "cuda"
@@ -41,6 +43,8 @@ def why_not(backend: str) -> str | None:
     if backend == "cuda":
         reasons = native.CUDA.unavailable() or native._reasons_against_device(0)
         return "; ".join(reasons) or None
+    if backend == "triton":
+        return "; ".join(triton.TRITON.unavailable()) or None
     return None
 
 
@@ -51,6 +55,9 @@ def running(backend: str) -> Iterator[str]:
         pytest.skip(reason)
     if backend == "emulated":
         with emulator.load().as_backend():
+            yield backend
+    elif backend == "triton" and triton.IS_INTERPRETED:
+        with triton_interpreter.mended():
             yield backend
     else:
         yield backend
@@ -92,11 +99,11 @@ def moved(tree: Any, device: str) -> Any:
 
 def call(function: Callable[..., Any], *arguments: Any, backend: str | None, **options: Any) -> Any:
     """Calls a public function with a backend. Arguments and results are on the CPU."""
-    if backend == "cuda":
+    if backend == "cuda" or (backend == "triton" and not triton.IS_INTERPRETED):
         results = function(*moved(arguments, DEVICE), backend=backend, **options)
         return moved(results, "cpu")
     if backend == "emulated":
-        assert native._lif_forward is not torch.ops.fused_lif.lif_forward.default, "not running"
+        assert native.OPERATORS[0] is not torch.ops.fused_lif.lif_forward.default, "not running"
         backend = "cpu"
     return function(*arguments, backend=backend, **options)
 

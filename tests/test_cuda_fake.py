@@ -26,7 +26,7 @@ from fused_lif import (
     LIParameters,
     LIState,
 )
-from fused_lif.backends import BACKENDS, native, select_backend
+from fused_lif.backends import BACKENDS, _autograd, native, select_backend
 from fused_lif.functional.lif import lif_current_encoder, lif_current_encoder_integral
 from fused_lif.types import LIFProblem, Neuron, Recurrence
 
@@ -164,14 +164,16 @@ class Recorded:
 
     def __init__(self, monkeypatch):
         self.names = []
+        recording = {}
         for name in ("lif_forward", "lif_recurrent_forward"):
-            operator = getattr(native, f"_{name}")
+            operator = getattr(native.OPERATORS, name)
 
             def record(*arguments, name=name, operator=operator):
                 self.names.append(name)
                 return operator(*arguments)
 
-            monkeypatch.setattr(native, f"_{name}", record)
+            recording[name] = record
+        monkeypatch.setattr(native, "OPERATORS", native.OPERATORS._replace(**recording))
 
 
 @pytest.mark.parametrize("backend", ["cuda", None])
@@ -213,27 +215,27 @@ def test_public_functions_and_layers(dtype, backend, fake, available, monkeypatc
 @pytest.mark.parametrize("record_states", [False, True])
 def test_autograd_of_a_sequence(record_states, fake):
     interval = 1 if record_states else 32
-    options = native._Options(0.001, 0, False, interval, 1, False)
+    options = _autograd._Options(0.001, 0, False, interval, 1, False)
     x, v, given = new(T, B, N, dtype=torch.bfloat16), new(B, N), (*constants(), new())
-    ctx = Context([True] * 8 + [False] * 2)
-    outputs = native._LIFSequence.forward(ctx, x, v, v, *given, options)
+    ctx = Context([True] * 8 + [False] * 3)
+    outputs = _autograd._LIFSequence.forward(ctx, x, v, v, *given, options, native.OPERATORS)
     assert len(outputs) == (4 if record_states else 3)
-    grads = native._LIFSequence.backward(ctx, *outputs)
+    grads = _autograd._LIFSequence.backward(ctx, *outputs)
     assert described(grads[:8]) == described([x, v, v, *given[:5]])
-    assert grads[8:] == (None, None)
+    assert grads[8:] == (None, None, None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("autapses", [False, True])
 def test_autograd_of_a_recurrent_layer(autapses, dtype, fake):
-    options = native._Options(0.001, 0, False, 32, 1, False)
+    options = _autograd._Options(0.001, 0, False, 32, 1, False)
     x, v = new(B, F, dtype=dtype), new(B, N, dtype=state_type(dtype))
     weights, given = (new(N, F, dtype=torch.bfloat16), new(N, N)), (*constants(), new())
-    ctx = Context([True] * 11 + [False] * 4)
-    outputs = native._LIFRecurrent.forward(
-        ctx, x, v, v, v, *weights, *given, options, False, autapses
+    ctx = Context([True] * 11 + [False] * 5)
+    outputs = _autograd._LIFRecurrent.forward(
+        ctx, x, v, v, v, *weights, *given, options, native.OPERATORS, False, autapses
     )
-    grads = native._LIFRecurrent.backward(ctx, *outputs)
+    grads = _autograd._LIFRecurrent.backward(ctx, *outputs)
     assert described(grads[:11]) == described([x, v, v, v, *weights, *given[:5]])
 
 

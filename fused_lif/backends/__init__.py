@@ -8,14 +8,16 @@ from types import TracebackType
 
 import torch
 
-from fused_lif.backends import native, reference
+from fused_lif.backends import native, reference, triton
 from fused_lif.backends._base import Backend
 from fused_lif.types import LIFProblem
 
 __all__ = ["BACKENDS", "Backend", "backend", "check_backend_name", "select_backend"]
 
 #: All backends, the preferred one first. The reference can run everything and comes last.
-BACKENDS: dict[str, Backend] = {b.name: b for b in (native.CUDA, native.CPU, reference.REFERENCE)}
+BACKENDS: dict[str, Backend] = {
+    b.name: b for b in (native.CUDA, native.CPU, triton.TRITON, reference.REFERENCE)
+}
 
 
 class _Requested(threading.local):
@@ -33,7 +35,8 @@ class backend:  # a context manager, used like a function
     ``DataParallel``, are not affected.
 
     Args:
-        name: ``"cuda"``, ``"cpu"``, ``"reference"``, or ``None`` for the automatic choice.
+        name: ``"cuda"``, ``"cpu"``, ``"triton"``, ``"reference"``, or ``None`` for the automatic
+            choice.
 
     Raises:
         ValueError: If there is no backend of that name.

@@ -1,18 +1,14 @@
-"""C++ backends: fake functions and autograd of the operators in ``csrc``."""
+"""C++ backends: the operators in ``csrc``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
+from fused_lif.backends import _autograd
+from fused_lif.backends._autograd import Operators, reasons_against_kernels
 from fused_lif.backends._base import Backend
-from fused_lif.surrogate import SURROGATES
-from fused_lif.types import LIFProblem, LIFResult, Neuron, Recurrence
+from fused_lif.types import LIFProblem, LIFResult
 
 try:
     from fused_lif import _C  # loading it registers torch.ops.fused_lif.*
@@ -24,371 +20,27 @@ except ImportError as error:
     IMPORT_ERROR = error
     CUDA_ARCHITECTURES = ""
 
-#: Forward keeps the state after every so many steps; backward recomputes the steps in between.
+#: Steps from one kept state to the next.
 #: In float32, 32 steps cost 1/16 of the input's memory, and a block of columns fits the L1 cache.
 CHECKPOINT_INTERVAL = 32
-
-
-def _state_rows(x: Tensor, v: Tensor, state_interval: int) -> int:
-    steps = 1 if x.dim() == v.dim() else x.shape[0]
-    if state_interval == 0:
-        return 0
-    return steps if state_interval == 1 else (steps - 1) // state_interval
-
-
-def _lif_forward_fake(
-    x: Tensor, v: Tensor, i: Tensor | None, *constants: Tensor | None, **options: Any
-) -> tuple[Tensor, ...]:
-    *_, state_interval = constants
-    assert isinstance(state_interval, int)
-    states = v.new_empty((1 if i is None else 2, _state_rows(x, v, state_interval), *v.shape))
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, v.new_empty(v.shape), v.new_empty((0,) if i is None else v.shape), states
-
-
-def _lif_backward_fake(
-    grad_out: Tensor | None,
-    grad_v: Tensor | None,
-    grad_i: Tensor | None,
-    grad_states: Tensor | None,
-    x: Tensor,
-    states: Tensor,
-    v: Tensor,
-    i: Tensor | None,
-    *constants_and_options: Any,
-) -> tuple[Tensor, ...]:
-    constants, needs = constants_and_options[:5], constants_and_options[-1]
-    return (
-        x.new_empty(x.shape if needs & 1 else (0,)),
-        v.new_empty(v.shape),
-        v.new_empty((0,) if i is None else v.shape),
-        *(
-            v.new_empty((0,)) if c is None or not needs >> (3 + k) & 1 else c.new_empty(c.shape)
-            for k, c in enumerate(constants)
-        ),
-    )
-
-
-def _lif_recurrent_forward_fake(
-    input_tensor: Tensor,
-    z: Tensor,
-    v: Tensor,
-    i: Tensor,
-    *weights_constants_and_options: Any,
-) -> tuple[Tensor, ...]:
-    exact, state_interval, needs_grad = weights_constants_and_options[-3:]
-    packs = needs_grad and not exact and v.device.type == "cpu"
-    rows = _state_rows(input_tensor, v, state_interval)
-    sequence = (*input_tensor.shape[:-1], v.shape[-1])
-    return (
-        input_tensor.new_empty(sequence),
-        v.new_empty(v.shape),
-        v.new_empty(v.shape),
-        v.new_empty(sequence if needs_grad else (0,)),
-        v.new_empty((2 if state_interval == 1 else 1, rows, *v.shape)),
-        *(
-            torch.empty(
-                (*shape[:-1], 1 + (shape[-1] + 63) // 64) if packs else (0,),
-                dtype=torch.int64,
-                device=v.device,
-            )
-            for shape in (input_tensor.shape, sequence)
-        ),
-    )
-
-
-def _lif_recurrent_backward_fake(
-    grad_out: Tensor | None,
-    grad_v: Tensor | None,
-    grad_i: Tensor | None,
-    grad_states: Tensor | None,
-    i_jump: Tensor,
-    states: Tensor,
-    v: Tensor,
-    recurrent_weights: Tensor,
-    *constants_and_options: Any,
-) -> tuple[Tensor, ...]:
-    constants, needs = constants_and_options[:5], constants_and_options[-1]
-    return (
-        i_jump.new_empty(i_jump.shape),
-        v.new_empty(v.shape if needs & 1 else (0,)),
-        v.new_empty(v.shape),
-        v.new_empty(v.shape),
-        *(
-            c.new_empty(c.shape) if needs >> (3 + k) & 1 else v.new_empty((0,))
-            for k, c in enumerate(constants)
-        ),
-    )
-
-
-def _input_grad_fake(grad: Tensor, weights: Tensor) -> Tensor:
-    return grad.new_empty((*grad.shape[:-1], weights.shape[1]))
-
-
-def _weight_grad_fake(
-    grad: Tensor, input_tensor: Tensor | None, spikes: Tensor | None, columns: int
-) -> Tensor:
-    return grad.new_empty((grad.shape[-1], columns))
 
 
 def _surrogate_grad_fake(s: Tensor, method: int, alpha: float) -> Tensor:
     return s.new_empty(s.shape)
 
 
+#: The operators that the backends run.
+OPERATORS: Operators
+
 if IMPORT_ERROR is None:
-    torch.library.register_fake("fused_lif::lif_forward", _lif_forward_fake)
-    torch.library.register_fake("fused_lif::lif_backward", _lif_backward_fake)
-    torch.library.register_fake("fused_lif::lif_recurrent_forward", _lif_recurrent_forward_fake)
-    torch.library.register_fake("fused_lif::lif_recurrent_backward", _lif_recurrent_backward_fake)
-    torch.library.register_fake("fused_lif::input_grad", _input_grad_fake)
-    torch.library.register_fake("fused_lif::weight_grad", _weight_grad_fake)
+    for _name in Operators._fields:
+        torch.library.register_fake(f"fused_lif::{_name}", getattr(_autograd, f"{_name}_fake"))
     torch.library.register_fake("fused_lif::surrogate_grad", _surrogate_grad_fake)
-    _lif_forward = torch.ops.fused_lif.lif_forward.default
-    _lif_backward = torch.ops.fused_lif.lif_backward.default
-    _lif_recurrent_forward = torch.ops.fused_lif.lif_recurrent_forward.default
-    _lif_recurrent_backward = torch.ops.fused_lif.lif_recurrent_backward.default
-    _input_grad = torch.ops.fused_lif.input_grad.default
-    _weight_grad = torch.ops.fused_lif.weight_grad.default
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """Identity of all but the first argument, that cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, requires_grad: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(g.clone() for g in grads)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        raise RuntimeError(
-            "fused_lif has no second derivative of a neuron; backend='reference' has one"
-        )
-
-
-class _Options(NamedTuple):
-    """What a call of the operators needs besides tensors, in the order of their arguments."""
-
-    dt: float
-    neuron: int
-    soft_reset: bool
-    state_interval: int
-    method: int
-    detach_reset: bool
-
-
-class _LIFSequence(torch.autograd.Function):
-    """Gradients of ``lif_forward`` with respect to ``x``, ``v``, ``i`` and the constants."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        v: Tensor,
-        i: Tensor | None,
-        tau_syn_inv: Tensor | None,
-        tau_mem_inv: Tensor,
-        v_leak: Tensor,
-        v_th: Tensor | None,
-        v_reset: Tensor | None,
-        alpha: Tensor | None,
-        options: _Options,
-    ) -> tuple[Tensor, ...]:
-        constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
-        out, v_end, i_end, states = _lif_forward(x, v, i, *constants, *options[:4])
-        ctx.save_for_backward(x, states, v, i, *constants, alpha)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        if options.state_interval == 1:
-            return out, v_end, i_end, states
-        return out, v_end, i_end
-
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad_out: Tensor | None,
-        grad_v: Tensor | None,
-        grad_i: Tensor | None,
-        grad_states: Tensor | None = None,
-    ) -> tuple[Tensor | None, ...]:
-        options: _Options = ctx.options
-        # The encoder's i is empty and nobody's output, but torch.compile passes zeros for it.
-        if options.neuron == Neuron.CURRENT_ENCODER:
-            grad_i = None
-        needs, bit = 0, 1
-        for needed in ctx.needs_input_grad[:8]:
-            needs, bit = needs | bit * needed, 2 * bit
-        arguments = (grad_out, grad_v, grad_i, grad_states, *ctx.saved_tensors, *options, needs)
-        if torch.is_grad_enabled():  # create_graph=True
-            with torch.no_grad():
-                results = _lif_backward(*arguments)
-            results = _NoSecondDerivative.apply(torch.ones((), requires_grad=True), *results)
-        else:
-            results = _lif_backward(*arguments)
-        return (
-            *[g if n else None for g, n in zip(results, ctx.needs_input_grad, strict=False)],
-            None,
-            None,
-        )
-
-
-class _LIFRecurrent(torch.autograd.Function):
-    """Gradients of ``lif_recurrent_forward``: input, state, weights and constants."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input_tensor: Tensor,
-        z: Tensor,
-        v: Tensor,
-        i: Tensor,
-        input_weights: Tensor,
-        recurrent_weights: Tensor,
-        tau_syn_inv: Tensor,
-        tau_mem_inv: Tensor,
-        v_leak: Tensor,
-        v_th: Tensor,
-        v_reset: Tensor,
-        alpha: Tensor,
-        options: _Options,
-        exact: bool,
-        autapses: bool,
-    ) -> tuple[Tensor, ...]:
-        weights = (input_weights, recurrent_weights)
-        constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
-        out, v_end, i_end, i_jump, states, *packed = _lif_recurrent_forward(
-            input_tensor,
-            z,
-            v,
-            i,
-            *weights,
-            *constants,
-            options.dt,
-            options.soft_reset,
-            exact,
-            options.state_interval,
-            True,
-        )
-        is_packed = packed[0].shape[-1] > 0
-        input_spikes, hidden_spikes = packed if is_packed else (None, None)
-        # What the gradients of the weights need; spikes as bits, where they are.
-        *_, needs_in, needs_rec = ctx.needs_input_grad[:6]
-        ctx.save_for_backward(
-            *((input_tensor, input_spikes) if needs_in else (None, None)),
-            *((z, None if is_packed else out, hidden_spikes) if needs_rec else (None, None, None)),
-            *(i_jump, states, v, *weights, *constants, alpha),
-        )
-        ctx.options = options
-        ctx.autapses = autapses
-        ctx.input_dtype = input_tensor.dtype
-        ctx.set_materialize_grads(False)
-        if options.state_interval == 1:
-            return out, v_end, i_end, states
-        return out, v_end, i_end
-
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad_out: Tensor | None,
-        grad_v: Tensor | None,
-        grad_i: Tensor | None,
-        grad_states: Tensor | None = None,
-    ) -> tuple[Tensor | None, ...]:
-        grads = (grad_out, grad_v, grad_i, grad_states)
-        if torch.is_grad_enabled():  # create_graph=True
-            with torch.no_grad():
-                results = _recurrent_grads(ctx, *grads)
-            results = _NoSecondDerivative.apply(torch.ones((), requires_grad=True), *results)
-        else:
-            results = _recurrent_grads(ctx, *grads)
-        return (
-            *[g if n else None for g, n in zip(results, ctx.needs_input_grad, strict=False)],
-            *[None] * 4,
-        )
-
-
-def _recurrent_grads(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
-    """Returns the gradients in the order of the forward's inputs; empty where not needed."""
-    input_tensor, input_spikes, z, out, hidden_spikes, *rest = ctx.saved_tensors
-    i_jump, states, v, input_weights, recurrent_weights, *constants = rest
-    options: _Options = ctx.options
-    needs_input, needs_z, needs_v, needs_i, needs_in, needs_rec, *needs_constants, _ = (
-        ctx.needs_input_grad[:12]
-    )
-    needs, bit = 0, 1
-    for needed in (needs_z, needs_v, needs_i, *needs_constants):
-        needs, bit = needs | bit * needed, 2 * bit
-    dt, _, *options_backward = options
-    grad_x, *grad_others = _lif_recurrent_backward(
-        *grads, i_jump, states, v, recurrent_weights, *constants, dt, *options_backward, needs
-    )
-    grad_input = grad_in = grad_rec = v.new_empty((0,))
-    hidden_size, input_size = input_weights.shape
-    if needs_input:
-        grad_input = _input_grad(grad_x, input_weights).to(ctx.input_dtype)
-    if needs_in:
-        grad_in = _weight_grad(grad_x, input_tensor, input_spikes, input_size)
-        grad_in = grad_in.to(input_weights.dtype)
-    if needs_rec:
-        has_time = grad_x.dim() > v.dim()
-        grad_rec = _weight_grad(grad_x[0] if has_time else grad_x, z, None, hidden_size)
-        if has_time and len(grad_x) > 1:
-            before = (None if t is None else t[:-1] for t in (out, hidden_spikes))
-            grad_rec += _weight_grad(grad_x[1:], *before, hidden_size)
-        if not ctx.autapses:
-            grad_rec.fill_diagonal_(0.0)
-        grad_rec = grad_rec.to(recurrent_weights.dtype)
-    return (grad_input, *grad_others[:3], grad_in, grad_rec, *grad_others[3:])
-
-
-def _needs_grad(tensors: Iterable[Tensor | None]) -> bool:
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-    return False
-
-
-def _run_recurrent(problem: LIFProblem, recurrence: Recurrence) -> LIFResult:
-    x, v, i, *constants = problem[:8]
-    *spikes_and_weights, autapses, exact = recurrence
-    tensors = (x, spikes_and_weights[0], v, i, *spikes_and_weights[1:], *constants)
-    interval = 1 if problem.record_states else 0
-    if _needs_grad(tensors):
-        options = _Options(
-            problem.dt,
-            int(problem.neuron),
-            problem.soft_reset,
-            interval or CHECKPOINT_INTERVAL,
-            SURROGATES[problem.method].id,
-            problem.detach_reset,
-        )
-        out, v_end, i_end, *rest = _LIFRecurrent.apply(
-            *tensors, problem.alpha, options, exact, autapses
-        )
-        states = rest[0] if rest else None
-    else:
-        out, v_end, i_end, _, states, *_ = _lif_recurrent_forward(
-            *tensors, problem.dt, problem.soft_reset, exact, interval, False
-        )
-    return LIFResult(out, v_end, i_end, states if problem.record_states else None)
+    OPERATORS = Operators(*(getattr(torch.ops.fused_lif, n).default for n in Operators._fields))
 
 
 def _run(problem: LIFProblem) -> LIFResult:
-    if problem.recurrence is not None:
-        return _run_recurrent(problem, problem.recurrence)
-    *tensors, alpha, dt, neuron, method, soft_reset, detach_reset, record_states, _ = problem
-    if _needs_grad(tensors):
-        interval = 1 if record_states else CHECKPOINT_INTERVAL
-        surrogate = SURROGATES[method].id
-        options = _Options(dt, int(neuron), soft_reset, interval, surrogate, detach_reset)
-        out, v, i, *rest = _LIFSequence.apply(*tensors, alpha, options)
-        states = rest[0] if rest else None
-    else:
-        interval = 1 if record_states else 0
-        out, v, i, states = _lif_forward(*tensors, dt, int(neuron), soft_reset, interval)
-    if neuron is Neuron.CURRENT_ENCODER:
-        i = None
-    return LIFResult(out, v, i, states if record_states else None)
+    return _autograd.run(problem, OPERATORS, CHECKPOINT_INTERVAL)
 
 
 def _unavailable() -> list[str]:
@@ -437,25 +89,11 @@ def _reasons_against_device(index: int) -> list[str]:
     return _covered[index]
 
 
-def _reasons_against(problem: LIFProblem) -> list[str]:
-    """Returns what no C++ kernel can do."""
-    reasons = []
-    if not torch.compiler.is_compiling() and peek_interpreter_stack() is not None:
-        reasons.append("the kernels cannot be transformed by torch.func")
-    if problem.recurrence is not None and problem.recurrence.exact:
-        dtypes = {problem.x.dtype, *(w.dtype for w in problem.recurrence[1:3])}
-        if dtypes != {problem.v.dtype}:
-            reasons.append("exact=True needs input and weights in float32, or all in float64")
-    if forward_ad._current_level >= 0:
-        reasons.append("the kernels have no forward-mode derivative")
-    return reasons
-
-
 def _reasons_against_cpu(problem: LIFProblem) -> list[str]:
     reasons = [] if IMPORT_ERROR is None else _unavailable()
     if problem.x.device.type != "cpu":
         reasons.append(f"the input is on {problem.x.device.type}")
-    return reasons + _reasons_against(problem)
+    return reasons + reasons_against_kernels(problem)
 
 
 def _reasons_against_cuda(problem: LIFProblem) -> list[str]:
@@ -465,7 +103,7 @@ def _reasons_against_cuda(problem: LIFProblem) -> list[str]:
     if not CUDA_ARCHITECTURES:
         return _unavailable_on_cuda()
     reasons: list[str] = _reasons_against_device(device.index)
-    return reasons + _reasons_against(problem)
+    return reasons + reasons_against_kernels(problem)
 
 
 CPU = Backend("cpu", _unavailable, _reasons_against_cpu, _run)

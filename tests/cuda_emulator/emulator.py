@@ -11,16 +11,10 @@ import torch
 
 from cuda_emulator import build
 from cuda_emulator.control import Control
-from fused_lif.backends import native
+from fused_lif.backends import _autograd, native
+from fused_lif.backends._autograd import Operators
 
-OPERATORS = (
-    "lif_forward",
-    "lif_backward",
-    "lif_recurrent_forward",
-    "lif_recurrent_backward",
-    "input_grad",
-    "weight_grad",
-)
+OPERATORS = Operators._fields
 
 
 def unavailable() -> str | None:
@@ -42,7 +36,7 @@ def load() -> Emulator:
         definitions.define(schema.removeprefix("fused_lif::"))
     torch.ops.load_library(str(path))
     for name in OPERATORS:
-        torch.library.register_fake(f"{build.LIBRARY}::{name}", getattr(native, f"_{name}_fake"))
+        torch.library.register_fake(f"{build.LIBRARY}::{name}", getattr(_autograd, f"{name}_fake"))
     return Emulator(path, definitions)
 
 
@@ -57,11 +51,9 @@ class Emulator(Control):
     def as_backend(self) -> Iterator[None]:
         """Lets the backend ``cpu`` call the emulated operators."""
         emulated = getattr(torch.ops, build.LIBRARY)
-        before = {name: getattr(native, f"_{name}") for name in OPERATORS}
-        for name in OPERATORS:
-            setattr(native, f"_{name}", getattr(emulated, name).default)
+        before = native.OPERATORS
+        native.OPERATORS = Operators(*(getattr(emulated, name).default for name in OPERATORS))
         try:
             yield
         finally:
-            for name in OPERATORS:
-                setattr(native, f"_{name}", before[name])
+            native.OPERATORS = before

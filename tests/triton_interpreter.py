@@ -1,0 +1,102 @@
+"""Triton's interpreter, ``TRITON_INTERPRET=1``, mended and watchful.
+
+It truncates when it rounds to bfloat16, which no GPU does, and it does not see when a kernel reads
+or writes where no argument lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def _bits_of_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to the nearest bfloat16, as its bits."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def _float32_of_bits(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+class _Memory:
+    """What the arguments of a launch lie in, as first and last byte + 1."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.ranges = sorted(set(self._ranges(arguments)))
+
+    def _ranges(self, tree: Any) -> Iterator[tuple[int, int]]:
+        if isinstance(tree, torch.Tensor):
+            storage = tree.untyped_storage()
+            yield storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        elif isinstance(tree, (tuple, list)):
+            for t in tree:
+                yield from self._ranges(t)
+
+    def check(self, pointers: np.ndarray, mask: np.ndarray, size: int) -> None:
+        used = pointers[np.broadcast_to(mask, pointers.shape)]
+        if used.size == 0:
+            return
+        firsts = np.array([first for first, _ in self.ranges], dtype=np.uint64)
+        ends = np.array([end for _, end in self.ranges], dtype=np.uint64)
+        at = np.searchsorted(firsts, used, side="right")
+        inside = (at > 0) & (used + np.uint64(size) <= ends[np.maximum(at, 1) - 1])
+        if not inside.all():
+            raise IndexError(f"{(~inside).sum()} addresses lie in no argument of the kernel")
+
+
+@contextmanager
+def mended() -> Iterator[None]:
+    """Within the block the interpreter rounds to bfloat16, and checks every address."""
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    before = {
+        (owner, name): getattr(owner, name)
+        for owner, name in (
+            (builder, "cast_impl"),
+            (builder, "create_masked_load"),
+            (builder, "create_masked_store"),
+            (executor, "_init_args_hst"),
+        )
+    }
+    memory = _Memory(())
+
+    def cast_impl(self: Any, source: Any, dtype: Any) -> Any:
+        of, to = source.dtype.scalar, dtype.scalar
+        if (of, to) == (tl.float32, tl.bfloat16):
+            return interpreter.TensorHandle(_bits_of_bfloat16(source.data), to)
+        if (of, to) == (tl.bfloat16, tl.float32):
+            return interpreter.TensorHandle(_float32_of_bits(source.data), to)
+        return before[builder, "cast_impl"](self, source, dtype)
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        memory.check(pointers.data, mask.data, size)
+        return before[builder, "create_masked_load"](self, pointers, mask, *rest)
+
+    def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        memory.check(pointers.data, mask.data, value.data.itemsize)
+        return before[builder, "create_masked_store"](self, pointers, value, mask, *rest)
+
+    def init_args(self: Any, arguments: Any, options: Any) -> Any:
+        nonlocal memory
+        results = before[executor, "_init_args_hst"](self, arguments, options)
+        memory = _Memory([*results[0], *results[1].values()])
+        return results
+
+    for (owner, name), function in zip(
+        before, (cast_impl, create_masked_load, create_masked_store, init_args)
+    ):
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for (owner, name), function in before.items():
+            setattr(owner, name, function)
