@@ -1,7 +1,8 @@
 """Builds the extension ``fused_lif._C``; everything else is in pyproject.toml.
 
 Environment variables:
-    FUSED_LIF_EXTENSION: ``0`` installs without the extension (reference backend only).
+    FUSED_LIF_EXTENSION: ``0`` installs without the extension (Triton and reference backends only),
+        as happens where there is no C++ compiler; ``1`` demands it.
     FUSED_LIF_CUDA: ``1`` demands CUDA kernels, ``0`` leaves them out. By default they are built if
         both nvcc and a torch with CUDA are there; a GPU need not be.
     FUSED_LIF_CUDA_ARCHITECTURES: GPUs to build for, such as ``8.0 9.0+PTX``, or ``native``.
@@ -171,10 +172,13 @@ def _escape(path: Path) -> str:
 
 
 def _wants_extension() -> bool:
-    if os.name == "nt":
-        print("fused_lif: the kernels need GCC or clang; installing the reference backend only")
-        return False
-    return os.environ.get("FUSED_LIF_EXTENSION", "1") != "0"
+    wanted = os.environ.get("FUSED_LIF_EXTENSION")
+    if wanted is None:
+        compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+        if os.name == "nt" or shutil.which(compiler) is None:
+            print("fused_lif: no GCC or clang: installing without C++ kernels")
+            return False
+    return wanted != "0"
 
 
 setup(

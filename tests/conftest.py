@@ -54,3 +54,12 @@ def emulated():
 def cuda(emulated):
     """The emulated operators."""
     return torch.ops.fused_lif_emulated
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """Other plans for the kernels of Triton; the backend ``triton`` can be used meanwhile."""
+    with running("triton"):
+        from triton_cases import Plans
+
+        yield Plans(monkeypatch)

@@ -25,8 +25,9 @@ from fused_lif import (
     LIFState,
     LIParameters,
     LIState,
+    backends,
 )
-from fused_lif.backends import BACKENDS, _autograd, native, select_backend
+from fused_lif.backends import BACKENDS, _autograd, native, select_backend, triton
 from fused_lif.functional.lif import lif_current_encoder, lif_current_encoder_integral
 from fused_lif.types import LIFProblem, Neuron, Recurrence
 
@@ -402,8 +403,10 @@ def test_choice(machine):
         assert select_backend(exact) is BACKENDS["reference"]
 
 
-def test_fallback_to_the_reference_warns(machine, fake):
+def test_fallback_to_the_reference_warns(machine, fake, monkeypatch):
     machine("", True)
+    monkeypatch.setattr(triton, "IMPORT_ERROR", ModuleNotFoundError(name="triton"))
+    backends._warn_once.cache_clear()
     numbers = LIFParameters(200.0, 100.0, 0.0, 1.0, 0.0, alpha=100.0)
     state = LIFFeedForwardState(new(B, N), new(B, N))
     with pytest.warns(RuntimeWarning) as caught:
@@ -411,5 +414,6 @@ def test_fallback_to_the_reference_warns(machine, fake):
     assert described([out]) == [(torch.float32, (T, B, N))]
     (warning,) = caught
     assert str(warning.message) == (
-        f"fused_lif runs on its slow reference backend: {NOT_BUILT}; see `python -m fused_lif.info`"
+        f"fused_lif runs on its slow reference backend: {NOT_BUILT}; "
+        "triton is not installed (pip install triton); see `python -m fused_lif.info`"
     )

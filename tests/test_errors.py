@@ -141,17 +141,17 @@ CASES = {
     "unknown backend": (
         lambda: LIF(backend="gpu"),
         ValueError,
-        "backend must be one of cuda, cpu, reference, got 'gpu'",
+        "backend must be one of cuda, cpu, triton, reference, got 'gpu'",
     ),
     "unknown backend of a function": (
         lambda: fused_lif.lif_feed_forward_integral(X, state(2, 3), backend="gpu"),
         ValueError,
-        "backend must be one of cuda, cpu, reference, got 'gpu'",
+        "backend must be one of cuda, cpu, triton, reference, got 'gpu'",
     ),
     "unknown backend of a block": (
         lambda: fused_lif.backend("gpu"),
         ValueError,
-        "backend must be one of cuda, cpu, reference, got 'gpu'",
+        "backend must be one of cuda, cpu, triton, reference, got 'gpu'",
     ),
 }
 

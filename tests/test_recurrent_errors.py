@@ -210,12 +210,12 @@ CASES = {
     "backend": (
         lambda: run(backend="gpu"),
         ValueError,
-        "backend must be one of cuda, cpu, reference, got 'gpu'",
+        "backend must be one of cuda, cpu, triton, reference, got 'gpu'",
     ),
     "backend of a layer": (
         lambda: LIFRecurrent(4, 3, backend="gpu"),
         ValueError,
-        "backend must be one of cuda, cpu, reference, got 'gpu'",
+        "backend must be one of cuda, cpu, triton, reference, got 'gpu'",
     ),
     "input of another size": (
         lambda: LIFRecurrent(5, 3)(X),

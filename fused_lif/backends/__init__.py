@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from types import TracebackType
@@ -82,9 +83,14 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
     if requested is None:
         requested = _requested.names[-1]
     if requested is None:
-        chosen = next(b for b in BACKENDS.values() if not b.reasons_against(problem))
-        if chosen is reference.REFERENCE and problem.x.device.type == "cuda":
-            _warn_of_slow_cuda()
+        chosen = next(
+            b
+            for b in BACKENDS.values()
+            # The interpreter is for those who ask for it.
+            if not (b is triton.TRITON and triton.IS_INTERPRETED) and not b.reasons_against(problem)
+        )
+        if chosen is reference.REFERENCE and not torch.compiler.is_compiling():
+            _warn_of_slow_reference(problem.x.device.type)
         return chosen
     check_backend_name(requested)
     chosen = BACKENDS[requested]
@@ -93,21 +99,18 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
     return chosen
 
 
-def _warn_of_slow_cuda() -> None:
-    reasons = native.CUDA.unavailable()
-    if reasons and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"fused_lif runs on its slow reference backend: {'; '.join(reasons)}; "
-            "see `python -m fused_lif.info`",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+def _warn_of_slow_reference(device_type: str) -> None:
+    """Warns if all that could run on such a device is missing: that can be mended."""
+    for_device = {"cpu": [native.CPU], "cuda": [native.CUDA, triton.TRITON]}.get(device_type, [])
+    missing = [b.unavailable() for b in for_device]
+    if missing and all(missing):
+        _warn_once("; ".join(dict.fromkeys(reason for found in missing for reason in found)))
 
 
-if native.IMPORT_ERROR is not None:
+@functools.cache
+def _warn_once(reasons: str) -> None:
     warnings.warn(
-        f"fused_lif runs on its slow reference backend: {native.CPU.unavailable()[0]}; "
-        "see `python -m fused_lif.info`",
+        f"fused_lif runs on its slow reference backend: {reasons}; see `python -m fused_lif.info`",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=5,
     )

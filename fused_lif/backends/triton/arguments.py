@@ -24,6 +24,7 @@ MAX_INTERVAL = 16
 # Names of the surrogates by id; not the second names that some have.
 _METHODS = {s.id: name for name, s in reversed(SURROGATES.items())}
 
+_NEURONS = {int(n) for n in Neuron}
 _CONSTANTS = (*LIFParameters._fields[:5], "alpha")
 
 
@@ -35,6 +36,16 @@ def fail(op: str, message: str) -> NoReturn:
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that an input is computed in, and that of states."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def divide_up(a: int, b: int) -> int:
+    """Returns the quotient, rounded up."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
 
 
 def rows_of(T: int, interval: int) -> int:
@@ -97,7 +108,7 @@ def check_neuron(
 
     ``constants`` are five, or six with alpha.
     """
-    if neuron not in set(Neuron):
+    if neuron not in _NEURONS:
         fail(op, f"neuron must be 0, 1 or 2, got {neuron}")
     has_synapse, has_threshold = neuron != Neuron.CURRENT_ENCODER, neuron != Neuron.LI
     if (i is not None) != has_synapse or (constants[0] is not None) != has_synapse:
@@ -169,9 +180,11 @@ class Constants:
 
 
 def _adjacent(op: str, name: str, c: Tensor, step: torch.Size) -> tuple[Tensor, int, int]:
-    if c.numel() == 1 and c.dim() <= len(step):
-        return c, 1, 1
     missing = len(step) - c.dim()
+    if missing >= 0 and c.shape == step[missing:]:
+        return c.contiguous(), c.numel(), 1
+    if missing >= 0 and c.numel() == 1:
+        return c, 1, 1
     if missing < 0 or any(n not in (1, of) for n, of in zip(c.shape, step[missing:], strict=True)):
         fail(
             op,

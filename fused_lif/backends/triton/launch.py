@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
 from fused_lif.backends.triton import plan
-from fused_lif.backends.triton.arguments import MAX_INTERVAL, Constants, Layout
+from fused_lif.backends.triton.arguments import (
+    MAX_INTERVAL,
+    Constants,
+    Layout,
+    divide_up,
+    power_of_2,
+)
 from fused_lif.backends.triton.reduce import constant_grads_kernel
 from fused_lif.backends.triton.sequence import lif_backward_kernel, lif_forward_kernel
 
@@ -67,12 +72,12 @@ class Forward:
         """Launches the kernel."""
         M = self.v.numel()
         p = plan.sequence_plan(device_of(self.x), "lif_forward", M, self.x.element_size())
-        chunk = min(p.chunk, triton.next_power_of_2(self.T))
+        chunk = min(p.chunk, power_of_2(self.T))
         if self.interval > 1:  # the largest power of two that divides both
             chunk = min(chunk, self.interval & -self.interval)
         launch(
             lif_forward_kernel,
-            (triton.cdiv(M, p.block),),
+            (divide_up(M, p.block),),
             self.x.device,
             p.warps,
             x_ptr=self.x,
@@ -137,27 +142,33 @@ class Backward:
 
         One kernel for both kinds of segments would be twice as long.
         """
-        segment = min(segment_of(self.interval), triton.next_power_of_2(self.T))
+        segment = min(segment_of(self.interval), power_of_2(self.T))
         whole = self.T // segment * segment
+        grads, adds = (self.grad_v, self.grad_i), self.add_to_sums
         if 0 < whole < self.T:
-            self._launch(segment, whole, self.T)
-            before = replace(self, grad_v=self.grad_v0, grad_i=self.grad_i0, add_to_sums=True)
-            before._launch(segment, 0, whole)
-        else:
-            self._launch(segment, 0, self.T)
+            self._launch(segment, whole, self.T, grads, adds)
+            grads, adds = (self.grad_v0, self.grad_i0), True
+        self._launch(segment, 0, whole or self.T, grads, adds)
 
-    def _launch(self, segment: int, begin: int, end: int) -> None:
+    def _launch(
+        self,
+        segment: int,
+        begin: int,
+        end: int,
+        grads: tuple[Tensor | None, Tensor | None],
+        add_to_sums: bool,
+    ) -> None:
         M = self.v.numel()
         p = plan.sequence_plan(device_of(self.x), "lif_backward", M, self.x.element_size())
         launch(
             lif_backward_kernel,
-            (triton.cdiv(M, p.block),),
+            (divide_up(M, p.block),),
             self.x.device,
             p.warps,
             grad_out_ptr=self.grad_out,
             grad_z_ptr=self.grad_z,
-            grad_v_ptr=self.grad_v,
-            grad_i_ptr=self.grad_i,
+            grad_v_ptr=grads[0],
+            grad_i_ptr=grads[1],
             grad_states_v_ptr=self.grad_states_v,
             grad_states_i_ptr=self.grad_states_i,
             x_ptr=self.x,
@@ -181,7 +192,7 @@ class Backward:
             DETACH_RESET=self.detach_reset,
             METHOD=self.method,
             FROM_JUMP=self.from_jump,
-            ADD_TO_SUMS=self.add_to_sums,
+            ADD_TO_SUMS=add_to_sums,
             INTERVAL=self.interval,
             SEGMENT=segment,
             EVEN=(end - begin) % segment == 0,
@@ -245,15 +256,15 @@ def _add_up(
 ) -> None:
     assert sums[0] is not None
     length = sums[0].numel() // size
-    block = min(32, triton.next_power_of_2(size)) if stride == 1 else 1
+    block = min(32, power_of_2(size)) if stride == 1 else 1
     rows = 1024 // block
-    chunks = triton.cdiv(length, 4 * rows)
+    chunks = divide_up(length, 4 * rows)
     through = to
     if chunks > 1:
         through = tuple(to[0].new_empty((len(to), chunks, size), dtype=torch.float64))
     launch(
         constant_grads_kernel,
-        (triton.cdiv(size, block), chunks, len(to)),
+        (divide_up(size, block), chunks, len(to)),
         to[0].device,
         4,
         sums_ptr=sums,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import triton
 from torch import Tensor
 
 from fused_lif.backends.triton import plan
@@ -21,9 +20,11 @@ from fused_lif.backends.triton.arguments import (
     check_neuron,
     check_states,
     check_weights,
+    divide_up,
     fail,
     layout_of,
     method_of,
+    power_of_2,
     rows_of,
     state_dtype,
     steps_of,
@@ -270,11 +271,11 @@ def _input_sums(inputs: Tensor, from_input: Tensor, x: Tensor) -> None:
     T, B, features = inputs.shape
     H = x.shape[-1]
     p = plan.input_sums_plan(device_of(x))
-    block = min(triton.next_power_of_2(H), p.block)
-    rows = min(triton.next_power_of_2(T * B), p.rows)
+    block = min(power_of_2(H), p.block)
+    rows = min(power_of_2(T * B), p.rows)
     launch(
         lif_input_sums_kernel,
-        (triton.cdiv(T * B, rows), triton.cdiv(H, block)),
+        (divide_up(T * B, rows), divide_up(H, block)),
         x.device,
         p.warps,
         input_ptr=inputs.contiguous(),
@@ -294,7 +295,7 @@ def _forward_at_once(f: Forward, z: Tensor, from_hidden: Tensor, p: plan.Recurre
     assert f.i_end is not None
     B, H = z.shape
     weights = from_hidden.contiguous()
-    block = triton.next_power_of_2(H)
+    block = power_of_2(H)
     values = z.new_empty((B, 2, block))
     launch(
         lif_recurrent_forward_kernel,
@@ -343,10 +344,10 @@ def _forward_by_steps(
         if inputs is not None:
             torch.mm(inputs[t], from_input, out=f.x[t])
         torch.mm(z, from_hidden, out=r)
-        i_jump = None if f.i_jump is None else f.i_jump[t]
-        step = replace(step, x=f.x[t], out=f.out[t], i_jump=i_jump)
+        step.x, step.out = f.x[t], f.out[t]
+        step.i_jump = None if f.i_jump is None else f.i_jump[t]
         step.launch()
-        step = replace(step, v=f.v_end, i=f.i_end)
+        step.v, step.i = f.v_end, f.i_end
         z = f.out[t].to(z.dtype)
         if f.interval > 0 and (t + 1) % f.interval == 0 and t // f.interval < f.rows:
             f.states[0, t // f.interval].copy_(f.v_end)
@@ -440,11 +441,11 @@ def lif_recurrent_backward(
 def _backward_at_once(b: Backward, weights: Tensor, grad_z0: Tensor, p: plan.RecurrentPlan) -> None:
     """One kernel for all steps."""
     T, B, H = b.x.shape
-    segment = min(segment_of(b.interval), triton.next_power_of_2(T))
+    segment = min(segment_of(b.interval), power_of_2(T))
     rows = plan.rows_of_program(device_of(b.v), B)
     launch(
         lif_recurrent_backward_kernel,
-        (triton.cdiv(B, rows),),
+        (divide_up(B, rows),),
         b.v.device,
         p.warps,
         grad_out_ptr=b.grad_out,
@@ -473,7 +474,7 @@ def _backward_at_once(b: Backward, weights: Tensor, grad_z0: Tensor, p: plan.Rec
         INTERVAL=b.interval,
         SEGMENT=segment,
         ROWS=rows,
-        BLOCK=triton.next_power_of_2(H),
+        BLOCK=power_of_2(H),
         UNROLL=p.unroll,
         KEPT=p.kept,
     )
@@ -505,22 +506,18 @@ def _backward_by_steps(b: Backward, weights: Tensor, grad_z: Tensor) -> None:
         before = b.v if start == 0 else b.states[0, start // max(b.interval, 1) - 1]
         potentials[0].copy_(before)
         if steps > 1:
-            x = b.x[start : start + steps - 1]
-            replace(recompute, x=x, v=before, T=steps - 1, rows=steps - 1).launch()
+            recompute.x, recompute.v = b.x[start : start + steps - 1], before
+            recompute.T = recompute.rows = steps - 1
+            recompute.launch()
         for t in reversed(range(start, start + steps)):
-            replace(
-                step,
-                grad_out=None if b.grad_out is None else b.grad_out[t],
-                grad_states_v=None if b.grad_states_v is None else b.grad_states_v[t],
-                grad_states_i=None if b.grad_states_i is None else b.grad_states_i[t],
-                x=b.x[t],
-                v=potentials[t - start],
-                grad_x=b.grad_x[t],
-            ).launch()
+            step.grad_out = None if b.grad_out is None else b.grad_out[t]
+            step.grad_states_v = None if b.grad_states_v is None else b.grad_states_v[t]
+            step.grad_states_i = None if b.grad_states_i is None else b.grad_states_i[t]
+            step.x, step.v, step.grad_x = b.x[t], potentials[t - start], b.grad_x[t]
+            step.launch()
             torch.mm(b.grad_x[t], weights, out=grad_z)
-            step = replace(
-                step, grad_z=grad_z, grad_v=b.grad_v0, grad_i=b.grad_i0, add_to_sums=True
-            )
+            step.grad_z, step.grad_v, step.grad_i = grad_z, b.grad_v0, b.grad_i0
+            step.add_to_sums = True
 
 
 # ---- gradients of weights and input, for autograd ----
