@@ -7,7 +7,7 @@ import platform
 import torch
 
 from fused_lif._version import __version__
-from fused_lif.backends import BACKENDS, native
+from fused_lif.backends import BACKENDS, native, triton
 
 
 def info() -> str:
@@ -32,6 +32,9 @@ def info() -> str:
         )
     else:
         lines.append(f"extension: not loaded ({native.IMPORT_ERROR})")
+    if triton.IMPORT_ERROR is None:
+        how = ", interpreted on the CPU (TRITON_INTERPRET=1)" if triton.IS_INTERPRETED else ""
+        lines.append(f"triton: {triton.VERSION}{how}")
     lines.append("backends, the preferred one first:")
     for backend in BACKENDS.values():
         reasons = backend.unavailable()

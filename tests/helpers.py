@@ -36,6 +36,16 @@ DEVICE = "cuda"
 all_backends = pytest.mark.parametrize("backend", [*BACKENDS, "reference"], indirect=True)
 
 
+#: For tests of hundreds of examples: Triton's interpreter takes too long; and a few for that.
+IS_SLOW = {b: b == "triton" and triton.IS_INTERPRETED for b in BACKENDS}
+fast_backends = pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if not IS_SLOW[b]], indirect=True
+)
+slow_backends = pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if IS_SLOW[b]], indirect=True
+)
+
+
 def why_not(backend: str) -> str | None:
     """Says why a backend cannot run on this machine; ``None`` if it can."""
     if backend == "emulated":

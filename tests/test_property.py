@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import METHODS, Case, assert_same_bits
+from helpers import METHODS, Case, assert_same_bits, fast_backends, slow_backends
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -85,16 +85,40 @@ def cases(draw):
     return Case(neuron, x, v, i, constants, alpha, options)
 
 
+@fast_backends
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
 @given(case=cases())
 def test_spikes_and_states(case, backend):
+    check_spikes_and_states(case, backend)
+
+
+@slow_backends
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases())
+def test_spikes_and_states_of_few(case, backend):
+    check_spikes_and_states(case, backend)
+
+
+def check_spikes_and_states(case, backend):
     for name, a, e in zip(("out", "v", "i"), case.run(backend), case.run("reference")):
         assert_same_bits(a, e, name)
 
 
+@fast_backends
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
 @given(case=cases(), seed=st.integers(0, 2**31))
 def test_gradients(case, seed, backend):
+    check_gradients(case, seed, backend)
+
+
+@slow_backends
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases(), seed=st.integers(0, 2**31))
+def test_gradients_of_few(case, seed, backend):
+    check_gradients(case, seed, backend)
+
+
+def check_gradients(case, seed, backend):
     """Gradients agree where they are finite and moderate.
 
     The limits are wide: these constants make some neurons unstable, which amplifies rounding.

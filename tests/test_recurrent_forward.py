@@ -20,6 +20,7 @@ from helpers import (
     all_backends,
     assert_same_bits,
     call,
+    fast_backends,
     random_recurrent_case,
 )
 from test_lif_forward import DTYPES, capability, layouts  # noqa: F401 (fixture)
@@ -358,6 +359,7 @@ def test_rows_of_a_batch_do_not_see_each_other(density):
         assert_same_bits(i, whole[2][rows], "i")
 
 
+@fast_backends  # Triton's interpreter has one state for all threads
 def test_called_from_several_threads(backend):
     cases = [random_recurrent_case((30, 3, 20, 30 + k), seed=k) for k in range(6)]
     expected = [case.run(backend) for case in cases]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import METHODS, RecurrentCase, assert_same_bits, random_recurrent_case
+from helpers import (
+    METHODS,
+    RecurrentCase,
+    assert_same_bits,
+    fast_backends,
+    random_recurrent_case,
+    slow_backends,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_property import BACKEND_FIXTURE
@@ -53,16 +60,40 @@ def cases(draw):
     return case._replace(x=x.requires_grad_(), z=z.requires_grad_())
 
 
+@fast_backends
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
 @given(case=cases())
 def test_equals_reference(case: RecurrentCase, backend):
+    check_equal_to_reference(case, backend)
+
+
+@slow_backends
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases())
+def test_few_equal_reference(case: RecurrentCase, backend):
+    check_equal_to_reference(case, backend)
+
+
+def check_equal_to_reference(case, backend):
     for name, a, e in zip(("spikes", "v", "i"), case.run(backend), case.run("reference")):
         assert_same_bits(a, e, name)
 
 
+@fast_backends
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
 @given(case=cases(), seed=st.integers(0, 2**31))
 def test_gradients_equal_reference(case: RecurrentCase, seed, backend):
+    check_gradients(case, seed, backend)
+
+
+@slow_backends
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=BACKEND_FIXTURE)
+@given(case=cases(), seed=st.integers(0, 2**31))
+def test_gradients_of_few_equal_reference(case: RecurrentCase, seed, backend):
+    check_gradients(case, seed, backend)
+
+
+def check_gradients(case, seed, backend):
     """The limits are wide: gradients of some of these layers grow from step to step."""
     inputs, results = case.inputs(), []
     for each in (backend, "reference"):

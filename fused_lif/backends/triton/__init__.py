@@ -17,15 +17,22 @@ from fused_lif.backends._autograd import Operators, reasons_against_kernels
 from fused_lif.backends._base import Backend
 from fused_lif.types import LIFProblem, LIFResult
 
+#: The oldest Triton with all that the kernels use.
+OLDEST_TRITON = (3, 6)
+
 try:
     import triton
 
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST_TRITON:
+        raise ImportError(f"version {triton.__version__} is older than 3.6")
     from fused_lif.backends.triton import operators, plan
 
     IMPORT_ERROR: ImportError | None = None
+    VERSION: str = triton.__version__
     IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 except ImportError as error:
     IMPORT_ERROR = error
+    VERSION = ""
     IS_INTERPRETED = False
 
 #: The oldest compute capability that Triton supports.

@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,9 @@ from fused_lif.backends.triton.sequence import lif_backward_kernel, lif_forward_
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if device.type == "cpu":  # NumPy would warn of infinities
+    if device.type == "cpu":
+        import numpy as np  # the interpreter's; it would warn of infinities
+
         return np.errstate(all="ignore")
     if device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
