@@ -18,7 +18,7 @@ CXX_FILES = $(foreach folder,csrc csrc/cpu csrc/cuda tests/cpp $(addprefix tests
 SANITIZED := build/sanitized
 CUDA := build/cuda
 
-.PHONY: demo test setup check format lint bench gpu sanitize package cuda-check clean
+.PHONY: demo test setup check format lint bench gpu tune sanitize package cuda-check triton-check clean
 
 demo: $(VENV)/.examples  ## trains spiking networks with learnable neuron constants, draws plots
 	$(BIN)/python examples/parameter_learning.py $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -48,6 +48,9 @@ bench: $(VENV)/.bench  ## measures, and appends rows to benchmarks/results
 gpu:  ## with the Python that is there: builds, tests, sanitizes and measures on a GPU, in 9 minutes
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
+tune:  ## measures plans for the Triton kernels on a GPU, and writes them into the table of the package
+	PYTHONPATH=$(CURDIR) $(PYTHON) benchmarks/tune_triton.py --write $(ARGS)
+
 sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undefined-behaviour sanitizers
 	FUSED_LIF_CUDA=0 FUSED_LIF_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(SANITIZED) \
 	    --build-temp $(SANITIZED)-objects
@@ -75,6 +78,9 @@ cuda-check: $(VENV)/.cuda  ## builds the CUDA kernels, inspects what nvcc made o
 	cd $(CUDA) && PYTHONPATH=. PYTHONWARNINGS=error $(abspath $(BIN))/python -m fused_lif.info > info \
 	    && cat info && grep -q "CUDA: .*, architectures" info
 
+triton-check: $(VENV)/.test  ## compiles the Triton kernels, inspects what ptxas made of them; no GPU needed
+	$(BIN)/python tests/triton_binary.py $(ARGS)
+
 clean:
 	rm -rf build dist *.egg-info fused_lif/_C*.so $(VENV)
 
@@ -91,7 +97,7 @@ $(VENV)/.examples: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
 	touch $@
 
 $(VENV)/.test: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
-	$(INSTALL) -e ".[test,examples]"
+	$(INSTALL) -e ".[test,examples,triton]"
 	touch $@
 
 $(VENV)/.bench: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)

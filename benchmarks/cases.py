@@ -92,6 +92,15 @@ GPU_TARGETS: dict[tuple[str, str, str], float] = {
     ("gpu_recurrent", "mm_fused_graph", BACKWARD): 4,
     ("gpu_recurrent", "mm_fused_graph", BOTH): 4,
 }
+#: What our Triton kernels are compared with: the first of these that was timed in turns with them.
+TRITON_RIVALS = {"triton": ("spikingjelly", "cuda"), "triton_graph": ("cuda_graph",)}
+#: Limits by case, backend and rival, of any mode: Triton takes at most so many times as long.
+TRITON_TARGETS: dict[tuple[str, str, str], float] = {
+    ("gpu_sequence", "triton_graph", "cuda_graph"): 1.1,
+    ("gpu_small", "triton_graph", "cuda_graph"): 1.1,
+    ("gpu_spikingjelly", "triton_graph", "cuda_graph"): 1.1,
+    ("gpu_spikingjelly", "triton", "spikingjelly"): 1.0,
+}
 #: Elements per neuron-step that a layer must move: x and z; x, grad_z and grad_x; all of them.
 #: A copy moves two.
 ELEMENTS = {FORWARD: 2, BACKWARD: 3, BOTH: 5}
@@ -132,22 +141,28 @@ def judge_baselines(row: Row, rows: list[Row]) -> Verdict | None:
 
 
 def judge_gpu(row: Row, rows: list[Row]) -> Verdict | None:
-    """Compares ours with a copy or with the clock, and the others with ours.
+    """Compares `cuda` with a copy or with the clock, `triton` with its rivals, others with `cuda`.
 
     What replays a graph is compared with our graph, what is launched from Python with ours that is.
+    Where `cuda` is missing, `triton` takes its place, without targets.
     """
     limit = GPU_TARGETS.get((row["case"], row["backend"], row["mode"]))
     same = {r["backend"]: r for r in rows if r["dtype"] == row["dtype"]}
-    if row["backend"] in ("cuda", "cuda_graph"):
+    for rival in TRITON_RIVALS.get(row["backend"], ()):
+        if rival in same:
+            limit = TRITON_TARGETS.get((row["case"], row["backend"], rival))
+            return Verdict(f"x {rival}", row["median_ms"] / same[rival]["median_ms"], limit)
+    if row["backend"] in ("cuda", "cuda_graph", *TRITON_RIVALS):
         if "copy" not in same:
             return Verdict("ns per step", 1e6 * row["median_ms"] / row["T"], limit)
         floor = same["copy"]["median_ms"] * ELEMENTS[row["mode"]] / 2
         return Verdict("of copy bandwidth", floor / row["median_ms"], limit, at_most=False)
-    ours = "cuda_graph" if row["backend"].endswith("_graph") else "cuda"
-    if row["backend"] == "copy" or ours not in same:
+    graph = "_graph" if row["backend"].endswith("_graph") else ""
+    ours = next((b for b in (f"cuda{graph}", f"triton{graph}") if b in same), None)
+    if row["backend"] == "copy" or ours is None:
         return None
     ratio = row["median_ms"] / same[ours]["median_ms"]
-    return Verdict(f"x {ours}", ratio, limit, at_most=False)
+    return Verdict(f"x {ours}", ratio, limit if ours.startswith("cuda") else None, at_most=False)
 
 
 def judge_settings(row: Row, rows: list[Row]) -> Verdict | None:
@@ -316,7 +331,7 @@ CASES: dict[str, Case] = {
     # Of a GPU; the most important ones first.
     "gpu_sequence": Case(
         "a LIF layer with five learnable constants per neuron against the bandwidth of a copy",
-        ("copy", "cuda", "cuda_graph"),
+        ("copy", "cuda", "cuda_graph", "triton", "triton_graph"),
         (FORWARD, BOTH, BACKWARD),
         (LARGE,),
         _both_dtypes("per neuron"),
@@ -325,7 +340,7 @@ CASES: dict[str, Case] = {
     ),
     "gpu_recurrent": Case(
         "a recurrent LIF layer against a matrix product and a pointwise function per step",
-        ("cuda", "cuda_graph", "mm_fused_graph", "mm_graph", "norse"),
+        ("cuda", "cuda_graph", "triton", "triton_graph", "mm_fused_graph", "mm_graph", "norse"),
         (FORWARD, BACKWARD, BOTH),
         ((1000, 32, 200, 512),),
         _recurrent,
@@ -334,7 +349,7 @@ CASES: dict[str, Case] = {
     ),
     "gpu_small": Case(
         "a LIF layer too small to fill a GPU: the time per step, and Norse's",
-        ("cuda", "cuda_graph", "norse", "norse_module"),
+        ("cuda", "cuda_graph", "triton", "triton_graph", "norse", "norse_module"),
         (FORWARD, BOTH),
         (LONG,),
         judge=judge_gpu,
@@ -342,7 +357,7 @@ CASES: dict[str, Case] = {
     ),
     "gpu_spikingjelly": Case(
         "a LIF layer whose constants make it SpikingJelly's, with one state, against its Triton",
-        ("cuda", "spikingjelly", "cuda_graph", "spikingjelly_graph"),
+        ("cuda", "triton", "spikingjelly", "cuda_graph", "triton_graph", "spikingjelly_graph"),
         (BOTH, FORWARD),
         (LARGE, LONG),
         _both_dtypes("one state"),

@@ -19,6 +19,13 @@ class WrongResultError(Exception):
 RAISES = "raises "  # begins a difference: there is no result
 
 
+def describe(error: BaseException) -> str:
+    """Returns what was raised first, in a line; Triton adds an error for every function around."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def differences(
     actual: Results, expected: Results, candidate: Candidate, setting: Setting
 ) -> list[str]:
@@ -87,7 +94,7 @@ def verify(candidates: list[Candidate], problem: Problem, mode: str) -> dict[str
         try:
             results = c.results(problem, able)
         except Exception as error:
-            found[c.name] = [f"{RAISES}{type(error).__name__}: {error}"]
+            found[c.name] = [f"{RAISES}{describe(error)}"]
             continue
         found[c.name] = differences(results, expected, c, setting)
         due = {name for name in expected if name.startswith("grad")} if able == BOTH else set()

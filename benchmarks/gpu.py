@@ -3,12 +3,14 @@
     python benchmarks/gpu.py --out DIR --steps build,cuda-tests
 
 Takes the Python that it runs with, as it is: torch with CUDA, nvcc, pytest, pybind11, ninja, and
-what else there is of pytest-xdist, hypothesis, norse, spikingjelly and compute-sanitizer. Every
-step has a limit of time, and the next one starts whatever became of it; the benchmark gets what is
-left of ``--seconds``. After every step ``results/<device>-report.md`` is written anew, and copied
-to DIR with the rows and the output of all steps. The status is 1 if a step failed. A missed target
-is no failure: targets are those of an H200. Where git is not there, ``FUSED_LIF_COMMIT`` says what
-is measured: ``<hash>``, or ``<hash>+changes``.
+what else there is of triton, pytest-xdist, hypothesis, norse, spikingjelly and compute-sanitizer.
+Every step has a limit of time, and the next one starts whatever became of it; the benchmark gets
+what is left of ``--seconds``. The step ``tune`` runs only if it is named: it changes a file of the
+source, ``plans.json``, for a person to look at and commit. After every step
+``results/<device>-report.md`` is written anew, and copied to DIR with the rows, the table of
+``tune``, and the output of all steps. The status is 1 if a step failed. A missed target is no
+failure: targets are those of an H200. Where git is not there, ``FUSED_LIF_COMMIT`` says what is
+measured: ``<hash>``, or ``<hash>+changes``.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from plot import slug
 ROOT = Path(__file__).resolve().parent
 REPOSITORY = ROOT.parent
 WORK = REPOSITORY / "build" / "gpu"  # output of the steps
+TABLE = "plans.json"  # what the step "tune" writes, besides the one in the source
 TAIL_LINES, TAIL_CHARACTERS, LOG_CHARACTERS = 40, 4000, 2_000_000
 #: Seconds that the steps before leave to the benchmark.
 RESERVE = 150.0
@@ -65,6 +68,7 @@ class Step:
         environment: Variables besides those that are there.
         absent: Why it cannot run; empty if it can.
         takes_the_rest: Whether its limit is what is left.
+        only_if_named: Whether ``--steps`` must ask for it.
         refusal: What it says on machines where it cannot run.
     """
 
@@ -74,6 +78,7 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
     absent: str = ""
     takes_the_rest: bool = False
+    only_if_named: bool = False
     refusal: str = ""
 
 
@@ -116,6 +121,7 @@ def plan(facts: Facts, benchmark_arguments: Sequence[str] = ()) -> list[Step]:
     # Of the others test_cuda*.py, none needs a GPU.
     cuda_tests = ("tests/test_cuda_device.py", "tests/test_cuda_plan.py")
     no_pytest = "" if importlib.util.find_spec("pytest") else "pytest is not installed"
+    no_triton = "" if importlib.util.find_spec("triton") else "triton is not installed"
     workers = max(1, min(12, (os.cpu_count() or 2) - 2))
     parallel = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
     sanitizer = _sanitizer()
@@ -124,13 +130,25 @@ def plan(facts: Facts, benchmark_arguments: Sequence[str] = ()) -> list[Step]:
     def fixed(*command: str) -> Callable[[float], Sequence[str]]:
         return lambda seconds: command
 
-    def sanitize(tool: str) -> Step:
+    def sanitize(tool: str, backend: str, limit: float, absent: str = "") -> Step:
         # torch asks the driver for more than it can do, and goes on: no errors of calls.
         options = ("--error-exitcode", "9", "--report-api-errors", "no", "--print-limit", "20")
         script = str(ROOT / "sanitize_cases.py")
-        command = fixed(sanitizer or "", "--tool", tool, *options, python, script)
+        of = ("--backend", backend)
+        command = fixed(sanitizer or "", "--tool", tool, *options, python, script, *of)
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return Step(tool, command, 75, environment, no_sanitizer, refusal="Device not supported")
+        name = tool if backend == "cuda" else f"{backend}-{tool}"
+        absent = no_sanitizer or absent
+        return Step(name, command, limit, environment, absent, refusal="Device not supported")
+
+    def tests(*options: str) -> Callable[[float], Sequence[str]]:
+        return fixed(*pytest, *parallel, "--ignore-glob=*/test_cuda*.py", *options)
+
+    def tune(seconds: float) -> Sequence[str]:
+        # A row that has begun may end.
+        budget = f"{max(10.0, seconds - 30):.0f}"
+        table = ("--write", "--out", str(WORK / TABLE))
+        return (python, str(ROOT / "tune_triton.py"), "--budget", budget, *table)
 
     def benchmark(seconds: float) -> Sequence[str]:
         # Cases that have begun may end: the last rows are written well before the limit.
@@ -146,25 +164,25 @@ def plan(facts: Facts, benchmark_arguments: Sequence[str] = ()) -> list[Step]:
             "FUSED_LIF_CUDA_ARCHITECTURES", facts["architecture"]
         ),
     }
+    # The workers share the processor.
+    shared = {"OMP_NUM_THREADS": "2"} if parallel else {}
     return [
         Step("build", fixed(python, "setup.py", "build_ext", "--inplace"), 200, build),
         Step("info", fixed(python, "-m", "fused_lif.info"), 60),
         Step(
             "cuda-tests",
             fixed(*pytest, *cuda_tests),
-            150,
+            120,
             absent=no_pytest,
         ),
-        Step(
-            "tests",
-            fixed(*pytest, *parallel, "--ignore-glob=*/test_cuda*.py", "-k", "not emulated"),
-            120,
-            # The workers share the processor.
-            {"OMP_NUM_THREADS": "2"} if parallel else {},
-            no_pytest,
-        ),
-        sanitize("memcheck"),
-        sanitize("racecheck"),
+        Step("tests", tests("-k", "not emulated and not triton"), 100, shared, no_pytest),
+        sanitize("memcheck", "cuda", 60),
+        sanitize("racecheck", "cuda", 60),
+        # Some 500 kernels to compile, 2 seconds of one core each.
+        Step("triton-tests", tests("-k", "triton"), 130, shared, no_pytest or no_triton),
+        sanitize("memcheck", "triton", 70, no_triton),
+        sanitize("racecheck", "triton", 40, no_triton),
+        Step("tune", tune, 330, absent=no_triton, only_if_named=True),
         Step("benchmark", benchmark, takes_the_rest=True),
     ]
 
@@ -292,7 +310,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--steps", metavar="NAME,...", help="only these; default: all")
+    add("--steps", metavar="NAME,...", help="only these; default: all but tune")
     add(
         "--case",
         action="append",
@@ -330,6 +348,8 @@ def main(
             print(f"no step {', '.join(sorted(unknown))}; there are {known}", file=sys.stderr)
             return 1
         steps = [step for step in steps if step.name in names]
+    else:
+        steps = [step for step in steps if not step.only_if_named]
     shutil.rmtree(WORK, ignore_errors=True)
     name = slug(facts["device"])
     path, rows, ratios = results / f"{name}-report.md", results / f"{name}.csv", WORK / "ratios.md"
@@ -340,7 +360,7 @@ def main(
         path.write_text(report(facts, outcomes, text))
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-            for file in (path, rows):
+            for file in (path, rows, WORK / TABLE):
                 if file.exists():
                     shutil.copy(file, options.out)
             logs = (f"==== {o.name}: {o.result}, {o.seconds:.0f} s\n{o.output}\n" for o in outcomes)

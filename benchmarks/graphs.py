@@ -260,13 +260,15 @@ def _matrix_layer(
 
 
 _MODES = (FORWARD, BACKWARD, BOTH)
-_cuda = CANDIDATES["cuda"]
+_cuda, _triton = CANDIDATES["cuda"], CANDIDATES["triton"]
 assert isinstance(_cuda, TorchCandidate)
+assert isinstance(_triton, TorchCandidate)
 #: The candidates that replay graphs, by the name in the column "backend".
 GRAPHS: dict[str, Candidate] = {
     c.name: c
     for c in (
         Graphed(_cuda),
+        Graphed(_triton),
         Yardstick("mm_graph", _matrix_layer(lambda function: function), _MODES, _needs_gpu),
         Yardstick("mm_fused_graph", _matrix_layer(_compiled), _MODES, _needs_gpu),
     )

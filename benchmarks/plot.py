@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-OURS = ("cpu", "cuda", "triton", "module", "cuda_graph")
+OURS = ("cpu", "cuda", "triton", "module", "cuda_graph", "triton_graph")
 PLOTTED = ("lif_forward", "lif_forward_backward")
 REMARKS = {"bfloat16", "scalar", "quiet", "one state"}  # what a table says beside the backend
 FIELDS = ("case", "mode", "T", "B", "N", "input_size", "dtype", "constants", "input")

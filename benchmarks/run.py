@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from cases import CASES, PEAK, SAVED, Case, Row, Shape, Verdict, quick
 from clock import event_seconds, host_seconds, measure, quantiles_ms
-from compare import RAISES, WrongResultError, verify
+from compare import RAISES, WrongResultError, describe, verify
 from graphs import GRAPHS
 from peers import OPTIONAL, PEERS
 from plot import REMARKS, sizes, slug
@@ -243,7 +243,7 @@ class Runner:
             try:
                 calls.append(candidate.call(problem, mode))
             except Exception as error:
-                reason = f"{RAISES}{type(error).__name__} in mode {mode}: {error}"
+                reason = f"{RAISES}{describe(error)}, in mode {mode}"
                 self._leave_out(name, candidate, reason)
             else:
                 able.append((candidate, problem))

@@ -1,6 +1,7 @@
 """Small layers, forward and backward, for compute-sanitizer: `gpu.py` runs them under it.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer python benchmarks/sanitize_cases.py
+    ... python benchmarks/sanitize_cases.py --backend triton
 
 Without caching every tensor is an allocation of its own, so that no access out of bounds hits a
 neighbour. Outputs must be those of the CPU; the spikes of a layer are the same on both.
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import torch
+from compare import describe
 from problems import BOTH, FORWARD, Problem, Setting, TorchCandidate, functional_layer
 
 WIDTHS = ((1, 1), (3, 5), (2, 33), (1, 130), (4, 300))  # (B, N)
@@ -38,11 +40,23 @@ def settings() -> Iterator[Setting]:
                 yield Setting(T, 3, N, "recurrent", dtype, "scalar", input_size=33)
 
 
-def differences(setting: Setting) -> list[str]:
+def triton_settings() -> Iterator[Setting]:
+    """Yields few: each takes Triton seconds to compile. Every kernel, masked and not."""
+    yield Setting(70, 2, 33)
+    yield Setting(64, 4, 300, dtype="bfloat16", constants="scalar")
+    yield Setting(64, 3, 5, "li")
+    yield Setting(70, 3, 5, "encoder", constants="scalar")
+    for N in (40, 130):  # one kernel, with weights in registers and without
+        yield Setting(20, 3, N, "recurrent", input_size=7)
+    yield Setting(5, 3, 1100, "recurrent", input_size=7)  # by matrix products
+
+
+def differences(setting: Setting, backend: str | None = None) -> list[str]:
     """Runs a setting, and on the CPU too; returns what is not the same."""
-    layer = TorchCandidate("any", functional_layer(None))  # the backend of the device
+    layer = TorchCandidate("any", functional_layer(backend))
     mode = FORWARD if setting.model == "encoder" else BOTH
     actual = layer.results(Problem(setting), mode)
+    layer = TorchCandidate("expected", functional_layer(None))  # the backend of the CPU
     expected = layer.results(Problem(replace(setting, device="cpu")), mode)
     found = [f"no {name}" for name in sorted(expected.keys() - actual.keys())]
     for name, value in actual.items():
@@ -60,11 +74,16 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    device = parser.parse_args(argv).device
-    count = failed = 0
-    for setting in settings():
+    parser.add_argument("--backend", help='"triton"; default: the one of the device')
+    options = parser.parse_args(argv)
+    device, count, failed = options.device, 0, 0
+    for setting in triton_settings() if options.backend == "triton" else settings():
         setting, count = replace(setting, device=device), count + 1
-        if found := differences(setting):
+        try:
+            found = differences(setting, options.backend)
+        except Exception as error:  # a kernel that does not compile, say; the others may
+            found = [describe(error)]
+        if found:
             failed += 1
             values = {k: v for k, v in asdict(setting).items() if v is not None}
             print(f"{values}: {'; '.join(found)}", flush=True)

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +168,16 @@ def budget_of(name: str, registers: Mapping[str, int]) -> int | None:
     return registers[max(keys, key=len)] if keys else None
 
 
-def problems(kernels: list[Kernel], registers: Mapping[str, int] = REGISTERS) -> list[str]:
+def is_forward(name: str) -> bool:
+    """Whether a kernel computes spikes: their rounding must be that of all backends."""
+    return "forward" in name.split("<")[0]
+
+
+def problems(
+    kernels: Sequence[Kernel],
+    registers: Mapping[str, int] = REGISTERS,
+    must_not_fuse: Callable[[str], bool] = is_forward,
+) -> list[str]:
     """Returns a sentence on everything that must not be."""
     found = []
     for kernel in kernels:
@@ -179,7 +188,7 @@ def problems(kernels: list[Kernel], registers: Mapping[str, int] = REGISTERS) ->
                 f"{where} has {kernel.stack} bytes of local memory, "
                 f"which {kernel.spills} instructions use"
             )
-        if kernel.fma and "forward" in kernel.name.split("<")[0]:
+        if kernel.fma and must_not_fuse(kernel.name):
             found.append(f"{where} fuses multiply and add {kernel.fma} times")
         if budget is not None and kernel.registers > budget:
             found.append(f"{where} takes {kernel.registers} registers, more than {budget}")
@@ -198,7 +207,7 @@ def problems(kernels: list[Kernel], registers: Mapping[str, int] = REGISTERS) ->
     return found
 
 
-def table(kernels: list[Kernel]) -> str:
+def table(kernels: Sequence[Kernel]) -> str:
     """All kernels, a line for every architecture; warps are those that the registers allow."""
     width = max((len(kernel.name) for kernel in kernels), default=0)
     titles = ["arch", "registers", "warps/SM", "shared", "stack", "spills", "fma"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 import time
@@ -25,6 +26,8 @@ import plot  # noqa: E402
 import problems  # noqa: E402
 import run  # noqa: E402
 import sanitize_cases  # noqa: E402
+import tune_triton  # noqa: E402
+from helpers import running  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of the peers are not ours
 TINY = ["--quick", "--budget", "0.02", "--shape", "64,3,5"]
@@ -376,10 +379,38 @@ def test_gpu_verdicts():
     assert cases.judge_gpu(rows[2], rows[:1] + rows[2:]) is None  # ours is missing: no ratio
 
 
+def test_gpu_verdicts_of_triton():
+    rows = gpu_rows(
+        "gpu_sequence", "forward", copy=1.0, cuda=1.1, cuda_graph=1.0, triton=1.3, triton_graph=1.2
+    )
+    *_, triton, graph = (cases.judge_gpu(row, rows) for row in rows)
+    assert (triton.label, triton.limit, triton.at_most) == ("x cuda", None, True)
+    assert (graph.label, graph.value, graph.limit) == ("x cuda_graph", 1.2, 1.1)
+    assert not graph.passed
+
+    rows = gpu_rows("gpu_spikingjelly", "forward_backward", cuda=2.0, spikingjelly=3.0, triton=2.4)
+    _, jelly, triton = (cases.judge_gpu(row, rows) for row in rows)
+    assert (jelly.label, jelly.value, jelly.limit) == ("x cuda", 1.5, 1.5)
+    assert (triton.label, triton.limit, triton.passed) == ("x spikingjelly", 1.0, True)
+    assert cases.judge_gpu(rows[2], rows[:1] + rows[2:]).label == "x cuda"
+
+    rows = gpu_rows("gpu_small", "forward", copy=1.0, triton=1.25, norse=5.0)
+    _, triton, norse = (cases.judge_gpu(row, rows) for row in rows)  # CUDA was not built
+    assert (triton.label, triton.value, triton.limit) == ("of copy bandwidth", 0.8, None)
+    assert (norse.label, norse.value, norse.limit) == ("x triton", 4.0, None)
+
+
 def as_cuda(name, layer=None):
     return problems.TorchCandidate(name, layer or problems.functional_layer("reference"))
 
 
+@pytest.fixture
+def no_triton(monkeypatch):
+    absent = problems.TorchCandidate("triton", lambda problem: None, lambda setting: ["is absent"])
+    monkeypatch.setitem(run.ALL_CANDIDATES, "triton", absent)
+
+
+@pytest.mark.usefixtures("no_triton")
 def test_gpu_case_with_candidates_of_the_cpu(tmp_path, monkeypatch, capsys):
     def fails(problem):
         raise RuntimeError("no such kernel")
@@ -399,6 +430,42 @@ def test_gpu_case_with_candidates_of_the_cpu(tmp_path, monkeypatch, capsys):
     assert "cuda_graph raises" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("case", ["gpu_small", "gpu_recurrent"])
+def test_triton_runs_where_cuda_was_not_built(case, tmp_path, capsys):
+    out = tmp_path / "rows.csv"
+    arguments = [*TINY, *TINY_RECURRENT, "--case", case, "--out", str(out)]
+    assert run.main(arguments) == 0
+    rows = [row for row in read(out) if row["backend"] == "triton"]
+    assert [row["mode"] for row in rows] == list(cases.CASES[case].modes)
+    text = capsys.readouterr().out
+    assert f"{case}: cuda is absent: " in text
+    assert f"{case}: triton_graph is absent: CUDA graphs need a GPU" in text
+
+
+def test_a_kernel_that_does_not_compile_is_a_failure(tmp_path, monkeypatch, capsys):
+    class CompilationError(Exception):
+        pass
+
+    def layer(backend):
+        def fails(problem):
+            try:
+                raise AssertionError("changed type\nof a variable")
+            except AssertionError as error:
+                raise CompilationError("def kernel(...):\n ...") from error
+
+        return fails
+
+    monkeypatch.setattr(problems, "functional_layer", layer)
+    reasons = problems._reasons_against_backend("triton")
+    candidate = problems.TorchCandidate("triton", layer("triton"), reasons)
+    monkeypatch.setitem(run.ALL_CANDIDATES, "triton", candidate)
+    out = tmp_path / "rows.csv"
+    assert run.main([*TINY, "--case", "gpu_small", "--out", str(out)]) == 1
+    assert "triton raises AssertionError: changed type of a variable" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_triton")
 def test_a_yardstick_that_fails_is_absent(tmp_path, monkeypatch, capsys):
     def fails(problem, mode):
         raise RuntimeError("cannot compile")
@@ -408,7 +475,10 @@ def test_a_yardstick_that_fails_is_absent(tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.csv"
     assert run.main([*TINY, "--case", "gpu_sequence", "--out", str(out)]) == 0
     assert {row["backend"] for row in read(out)} == {"cuda"}
-    assert "copy is absent: raises RuntimeError in mode forward" in capsys.readouterr().out
+    assert (
+        "copy is absent: raises RuntimeError: cannot compile, in mode forward"
+        in capsys.readouterr().out
+    )
 
 
 def test_no_case_starts_when_the_time_is_over(tmp_path, capsys):
@@ -426,6 +496,9 @@ def test_default_cases_are_those_of_the_device():
     assert all(name in run.ALL_CANDIDATES for name in cases.CASES["gpu_recurrent"].candidates)
     assert all(b in cases.CASES[case].candidates for case, b, _ in cases.GPU_TARGETS)
     assert all(mode in cases.CASES[case].modes for case, _, mode in cases.GPU_TARGETS)
+    for case, backend, rival in cases.TRITON_TARGETS:
+        assert {backend, rival} <= set(cases.CASES[case].candidates)
+        assert rival in cases.TRITON_RIVALS[backend]
 
 
 def test_a_copy_without_git_is_told_its_commit(monkeypatch):
@@ -452,6 +525,262 @@ def test_sanitize_cases(monkeypatch, capsys):
     monkeypatch.setattr(sanitize_cases, "functional_layer", layer)
     assert sanitize_cases.main(["--device", "cpu"]) == 1
     assert "z differs in" in capsys.readouterr().out
+    assert sanitize_cases.main(["--device", "cpu"]) == 1
+    assert "StopIteration" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_sanitize_cases_of_triton(monkeypatch, capsys):
+    settings = list(sanitize_cases.triton_settings())
+    assert {s.model for s in settings} == {"lif", "li", "encoder", "recurrent"}
+    monkeypatch.setattr(sanitize_cases, "triton_settings", lambda: settings[:2] + settings[3:5])
+    assert sanitize_cases.main(["--device", "cpu", "--backend", "triton"]) == 0
+    assert "4 of 4 layers" in capsys.readouterr().out
+
+
+# ---- tune_triton.py ----
+
+NO_TRITON = "; ".join(tune_triton.backend.TRITON.unavailable())
+needs_triton = pytest.mark.skipif(bool(NO_TRITON), reason=NO_TRITON)
+
+
+@pytest.fixture
+def interpreter():
+    if NO_TRITON or not tune_triton.backend.IS_INTERPRETED:
+        pytest.skip(NO_TRITON or "Triton does not interpret its kernels here")
+    with running("triton"):
+        yield
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """The module plan.py, whose table is read anew in the test and after it."""
+    if NO_TRITON:
+        pytest.skip(NO_TRITON)
+    plan = tune_triton.plan
+
+    def forget():
+        for function in (plan.table, plan.sequence_plan, plan.recurrent_plan):
+            function.cache_clear()
+
+    forget()
+    yield plan
+    monkeypatch.undo()
+    forget()
+
+
+def some_rows(*kernels, size=4):
+    rows = [tune_triton._on(row, "cpu") for row in tune_triton.rows_of(1)]
+    return [row for row in rows if row.kernel in kernels and row.size in (None, size)]
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_tune_writes_what_plan_reads(plans, tmp_path, monkeypatch, capsys):
+    kinds = {  # the last of each
+        row.kernel: tune_triton.replace(row, loads=row.loads[:1])
+        for row in some_rows(*tune_triton.KERNELS, size=2)
+    }
+    monkeypatch.setattr(tune_triton, "rows_of", lambda multiprocessors: list(kinds.values()))
+    monkeypatch.setattr(tune_triton, "ROUNDS", 1)
+    monkeypatch.setattr(tune_triton, "MARGIN", -9.0)  # any other plan wins
+    before, out = plans.TABLE_PATH.read_text(), tmp_path / "plans.json"
+    assert tune_triton.main(["--quick", "--out", str(out)]) == 0
+    assert "5 of 5 rows of interpreter measured" in capsys.readouterr().out
+    assert plans.TABLE_PATH.read_text() == before
+    monkeypatch.setattr(plans, "TABLE_PATH", out)
+    plans.table.cache_clear()
+    device = plans.device_of(None)
+    for kernel, row in kinds.items():
+        tiny = tune_triton._tiny(row, 2)
+        tried = {*tiny.candidates, tune_triton.default_plan(tiny, device)}
+        if row.size:
+            for columns in (1, 10**9):
+                assert plans.sequence_plan(device, kernel, columns, 2) in tried
+        elif row.limit:
+            limits = [limit for limit, *_ in plans.table()["interpreter"][kernel]]
+            assert limits in ([], [row.limit])
+            assert plans.recurrent_plan(device, kernel, row.limit) in tried
+        else:
+            assert plans.input_sums_plan(device) in tried
+    table = json.loads(before)
+    assert plans.table()["default"] == table["default"]
+    assert (
+        plans.table()["interpreter"]["lif_forward"]["4"] == table["interpreter"]["lif_forward"]["4"]
+    )
+
+
+def test_tune_chooses_the_fastest_that_computes_the_same(plans, tmp_path, monkeypatch, capsys):
+    row = some_rows("lif_forward")[-1]
+    default, slow, wrong, broken, slightly, best = (
+        *(tune_triton.default_plan(row, plans.device_of(None)), (64, 1, 16), (96, 1, 16)),
+        *((128, 1, 16), (160, 1, 16), (192, 1, 16)),
+    )
+    seconds = {default: 1.0, slow: 2.0, wrong: 0.1, broken: 0.1, slightly: 0.99, best: 0.5}
+    used = []
+
+    def plan_in_use():
+        return tuple(plans.sequence_plan(plans.device_of(None), "lif_forward", 1, 4))
+
+    def work_of(kernel, load, device):
+        def work():
+            used.append(plan_in_use())
+            if used[-1] == broken:
+                raise RuntimeError("out of resources")
+            return {"z": torch.tensor([0.0, float(used[-1] == wrong)]), "grad_x": torch.ones(2)}
+
+        return work
+
+    def clock(call, count):
+        call.run(None)
+        return [seconds[used[-1]]]
+
+    monkeypatch.setattr(tune_triton, "work_of", work_of)
+    tuner = tune_triton.Tuner("cpu", 10.0, 0)
+    tuner.clock = clock
+    candidates = (slow, wrong, broken, slightly, best)
+    row = tune_triton.replace(row, candidates=candidates)
+    outcome = tuner.run([row])[row]
+    assert (outcome.plan, outcome.ratio, outcome.default) == (best, 0.5, default)
+    assert outcome.left_out == {
+        wrong: "z differs in 1 of 2 values",
+        broken: "RuntimeError: out of resources",
+    }
+    text = capsys.readouterr().out
+    assert "left out: [128, 1, 16]: RuntimeError: out of resources" in text
+    entry = tune_triton.assemble("interpreter", tune_triton.settle({row: outcome}))
+    assert entry["lif_forward"]["4"] == [[None, *best]]
+    assert plan_in_use() == tuple(plans.table()["interpreter"]["lif_forward"]["4"][0][1:])
+
+    row = tune_triton.replace(row, candidates=(slow, slightly))
+    assert tuner.run([row])[row].plan == default  # the gain is too small
+
+    row = tune_triton.replace(row, candidates=(best,))
+    monkeypatch.setattr(tuner, "clock", lambda call, count: 1 / 0)
+    outcome = tuner.run([row])[row]
+    assert (outcome.plan, outcome.ratio) == (default, None)
+    assert "ZeroDivisionError" in outcome.left_out[default]
+    tuner.budget = 0.0
+    assert tuner.run([row])[row].ratio is None
+    assert tune_triton.settle(tuner.run([row])) == {}  # leaves the table as it is
+
+
+def test_tune_captures_with_the_plan_of_the_candidate(plans, monkeypatch):
+    def capture(work):
+        found = plans.sequence_plan(plans.device_of(None), "lif_forward", 1, 4)
+        return graphs.Captured(lambda: replayed.append(found), None)
+
+    replayed = []
+    monkeypatch.setattr(tune_triton, "capture", capture)
+    tuner = tune_triton.Tuner("cpu", 10.0, 0)
+    tuner.device = "cuda"
+    call = tuner._call(some_rows("lif_forward")[0], (64, 1, 16), lambda: {})
+    call.run(None)
+    assert replayed == [(64, 1, 16)]
+
+
+def test_tune_compiles_in_other_processes(plans, monkeypatch):
+    class Pool:
+        def __init__(self, jobs):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def apply_async(self, function, arguments):
+            assert function is tune_triton.try_plan
+            tried.append(arguments[:2])
+            return Answer(arguments[1])
+
+    class Answer:
+        def __init__(self, p):
+            self.p = p
+
+        def get(self, seconds):
+            if self.p[1] == 8:
+                raise tune_triton.multiprocessing.TimeoutError
+            return "OutOfResources: registers" if self.p[1] == 4 else ""
+
+    tried = []
+    context = type("Context", (), {"Pool": Pool})
+    monkeypatch.setattr(tune_triton.multiprocessing, "get_context", lambda kind: context)
+    rows = some_rows("lif_backward")
+    failed = tune_triton.Tuner("cpu", 10.0, 2)._compile(rows)
+    assert len(tried) == len(set(tried)) < sum(len(row.candidates) + 1 for row in rows)
+    assert {p[1]: reason for (_, p), reason in failed.items()} == {
+        4: "OutOfResources: registers",
+        8: "was not compiled within 6 s",
+    }
+    assert all((row, p) in failed for row in rows for p in row.candidates if p[1] == 4)
+
+
+def test_tuned_tables(plans):
+    assert tune_triton.text_of(plans.table()) + "\n" == plans.TABLE_PATH.read_text()
+    kernel = "lif_recurrent_forward"
+    rows = some_rows(kernel)
+    a, b, outcome = (1, 8, False), (2, 8, False), tune_triton.Outcome
+    chosen = [a, a, None, b, None]  # by limit
+    times = {None: [1.0], a: [2.0], b: [3.0]}
+    outcomes = {r: outcome(p, a, 0.9, times) for r, p in zip(rows, chosen, strict=True)}
+    entry = tune_triton.assemble("cuda:9.0", tune_triton.settle(outcomes))
+    assert entry[kernel] == [[512, *a], [1024, *b]]
+    assert entry["lif_forward"] == plans.table()["default"]["lif_forward"]
+    with tune_triton.using("cuda:9.0", entry):
+        device = plans.Device("cuda:9.0", 132)
+        assert plans.recurrent_plan(device, kernel, 512) == a
+        assert plans.recurrent_plan(device, kernel, 1025) is None
+    assert "cuda:9.0" not in plans.table()
+    assert plans.recurrent_plan(device, kernel, 512) == tune_triton.default_plan(rows[2], device)
+    rows = some_rows("lif_forward")
+    p = [(32, 1, 8), (32, 1, 8), (64, 1, 8), (64, 1, 8)]
+    entry = tune_triton.assemble("cuda:9.0", dict(zip(rows, p, strict=True)))
+    assert entry["lif_forward"]["4"] == [[512, 32, 1, 8], [None, 64, 1, 8]]
+
+
+@needs_triton
+def test_tune_rows():
+    rows = tune_triton.rows_of(132)
+    assert {(row.kernel, row.size) for row in rows if row.size} == {
+        (kernel, size) for kernel in ("lif_forward", "lif_backward") for size in (2, 4, 8)
+    }
+    for row in rows:
+        assert row.candidates, row
+        assert len(set(row.candidates)) == len(row.candidates)
+        for load in row.loads:
+            long, short = load.setting, tune_triton._short(load).setting
+            assert short.T <= 96
+            assert all(long.T % n == short.T % n for n in (4, 8, 16, 32))
+    small, *_, large = (row for row in rows if (row.kernel, row.size) == ("lif_forward", 4))
+    assert small.loads[0].setting.B * small.loads[0].setting.N <= 128 * 132
+    assert large.loads[0].setting.B * large.loads[0].setting.N > 1024 * 132
+    assert max(block for block, *_ in small.candidates) < max(
+        block for block, *_ in large.candidates
+    )
+
+
+def test_tune_differences():
+    z, grad = torch.tensor([0.0, 1.0]), torch.tensor([[[1.0, 2.0]], [[1e-6, 2e-6]]])
+    expected = {"z": z, "grad_x": grad}
+    assert tune_triton.differences({"z": z, "grad_x": grad * (1 + 1e-5)}, expected) == []
+    assert tune_triton.differences({"z": z, "grad_x": grad + 1e-9}, expected) == [
+        "grad_x: relative error 5.0e-04"  # of the second step
+    ]
+    assert tune_triton.differences({"z": z + 1e-7, "grad_x": grad}, expected) != []
+    assert tune_triton.differences({"z": z, "grad_x": grad * torch.nan}, expected) != []
+
+
+def test_tune_refuses(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="mean nothing"):
+        tune_triton.main(["--quick", "--write"])
+    if tune_triton.backend.IS_INTERPRETED:
+        with pytest.raises(SystemExit, match="only for --quick"):
+            tune_triton.main(["--write"])
+    nothing = tune_triton.backend.TRITON._replace(unavailable=lambda: ["torch finds no GPU"])
+    monkeypatch.setattr(tune_triton.backend, "TRITON", nothing)
+    assert tune_triton.main([]) == 1
+    assert capsys.readouterr().err == "nothing to tune: torch finds no GPU\n"
 
 
 # ---- gpu.py ----
@@ -510,6 +839,15 @@ def test_gpu_passes_if_all_steps_do(tmp_path, work):
     assert "tests" not in text
 
 
+def test_gpu_step_that_runs_only_if_it_is_named(tmp_path, work):
+    write = f"import pathlib; pathlib.Path({str(work / 'plans.json')!r}).write_text('{{}}')"
+    steps = [step("build", ""), step("tune", write, only_if_named=True)]
+    assert "1 of 1 steps" in run_gpu(tmp_path, steps)[1]
+    out = tmp_path / "out"
+    assert run_gpu(tmp_path, steps, "--steps", "tune", "--out", str(out))[0] == 0
+    assert (out / "plans.json").read_text() == "{}"
+
+
 def test_gpu_step_that_takes_too_long_is_ended_with_its_children(tmp_path, work):
     child = tmp_path / "child"
     code = (
@@ -566,6 +904,7 @@ def test_gpu_plan(monkeypatch):
     steps = {step.name: step for step in gpu.plan(FACTS, ["--case", "gpu_small"])}
     assert list(steps)[:3] == ["build", "info", "cuda-tests"]
     assert list(steps)[-1] == "benchmark"
+    assert [name for name, step in steps.items() if step.only_if_named] == ["tune"]
     assert steps["build"].environment["FUSED_LIF_CUDA_ARCHITECTURES"] == "9.0"
     assert steps["memcheck"].absent == "compute-sanitizer was not found"
     command = steps["benchmark"].command(100)
@@ -575,6 +914,13 @@ def test_gpu_plan(monkeypatch):
     steps = {step.name: step for step in gpu.plan(FACTS)}
     assert steps["racecheck"].command(60)[:3] == ("/bin/compute-sanitizer", "--tool", "racecheck")
     assert not steps["racecheck"].absent
+    assert steps["triton-memcheck"].command(60)[-2:] == ("--backend", "triton")
+    command = steps["tune"].command(330)
+    assert tune_triton.parse(list(command[2:])).budget == 300
+    assert tune_triton.parse(list(command[2:])).write
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    absent = {step.name for step in gpu.plan(FACTS) if step.absent == "triton is not installed"}
+    assert absent == {"triton-memcheck", "triton-racecheck", "tune"}
 
 
 def test_gpu_without_one_says_so(capsys):

@@ -181,6 +181,7 @@ def test_what_setup_hands_to_ninja(choice, machine, tmp_path, monkeypatch):
     machine.add_nvcc()
     write_program(tmp_path / "bin/ninja", "exit 0")
     monkeypatch.setenv("FUSED_LIF_CUDA", choice)
+    monkeypatch.setenv("FUSED_LIF_EXTENSION", "1")  # the compiler is not among the programs
     folders = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects"]
     command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -202,6 +203,19 @@ def test_what_setup_hands_to_ninja(choice, machine, tmp_path, monkeypatch):
         assert (part in text) == (choice == "1"), part
     assert "fast-math" not in text
     assert "fast_math" not in text
+
+
+@pytest.mark.parametrize("choice", [None, "0"])
+def test_no_extension_without_a_compiler_or_on_request(choice, machine, tmp_path, monkeypatch):
+    monkeypatch.delenv("FUSED_LIF_EXTENSION", raising=False)
+    if choice:
+        write_program(tmp_path / "bin/c++", "exit 0")
+        monkeypatch.setenv("FUSED_LIF_EXTENSION", choice)
+    folders = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects"]
+    command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
+    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert ("no GCC or clang" in result.stdout) == (choice is None)
+    assert not (tmp_path / "objects").exists()
 
 
 # ---- what nvcc made of the kernels ----

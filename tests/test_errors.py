@@ -220,7 +220,7 @@ class TestOperators:
             ({"neuron": 3}, "unknown neuron 3"),
             ({"interval": -1}, "state_interval must be between 0 and 32, got -1"),
         ],
-        ids=str,
+        ids=lambda a: a if isinstance(a, str) else next(iter(a)),
     )
     def test_message(self, arguments, message):
         with pytest.raises(RuntimeError, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import (
+    IS_SLOW,
     METHODS,
     NEURONS,
     TOLERANCE,
@@ -180,7 +181,8 @@ def test_gradcheck_below_threshold(neuron, constant_shape, backend):
 
     inputs_of_constants = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
     # With alpha = 3 and v_th = 1e6 the surrogate leaves 1e-13 of every gradient.
-    assert torch.autograd.gradcheck(function, [inputs[n] for n in names])
+    fast = IS_SLOW.get(backend, False)  # random directions instead of all
+    assert torch.autograd.gradcheck(function, [inputs[n] for n in names], fast_mode=fast)
 
 
 def test_gradient_by_hand(backend):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers import (
+    IS_SLOW,
     METHODS,
     TOLERANCE,
     all_backends,
@@ -269,7 +270,8 @@ def test_gradcheck_below_threshold(autapses, constant_shape, backend):
             options={"autapses": autapses},
         ).run(backend)
 
-    assert torch.autograd.gradcheck(function, [inputs[n] for n in names])
+    fast = IS_SLOW.get(backend, False)  # random directions instead of all
+    assert torch.autograd.gradcheck(function, [inputs[n] for n in names], fast_mode=fast)
 
 
 @all_backends

@@ -20,10 +20,15 @@ from fused_lif.types import LIFProblem, LIFResult
 #: The oldest Triton with all that the kernels use.
 OLDEST_TRITON = (3, 6)
 
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")[:2]))
+
+
 try:
     import triton
 
-    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST_TRITON:
+    if _version(triton.__version__) < OLDEST_TRITON:
         raise ImportError(f"version {triton.__version__} is older than 3.6")
     from fused_lif.backends.triton import operators, plan
 
@@ -37,6 +42,9 @@ except ImportError as error:
 
 #: The oldest compute capability that Triton supports.
 OLDEST_CAPABILITY = (8, 0)
+
+#: From here on, the assembler of Triton up to 3.6 fuses multiply and add, told not to or not.
+FUSING_CAPABILITY, OLDEST_UNFUSED_TRITON = (10, 0), (3, 7)
 
 
 def _lif_recurrent_forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -82,8 +90,15 @@ def _unavailable() -> list[str]:
 def _reasons_against_device(index: int) -> list[str]:
     if IS_INTERPRETED:
         return ["TRITON_INTERPRET=1 is set, and the input is not on the CPU"]
-    if not torch.version.hip and torch.cuda.get_device_capability(index) < OLDEST_CAPABILITY:
-        return [f"Triton needs compute capability {'.'.join(map(str, OLDEST_CAPABILITY))}"]
+    if torch.version.hip:
+        return []
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_CAPABILITY:
+        return ["Triton needs compute capability 8.0"]
+    if capability >= FUSING_CAPABILITY and _version(VERSION) < OLDEST_UNFUSED_TRITON:
+        return [
+            f"Triton {VERSION} rounds wrongly on compute capability 10.0 and later; 3.7 does not"
+        ]
     return []
 
 

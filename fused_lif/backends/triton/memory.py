@@ -26,10 +26,10 @@ def constant(pointer, size, stride, m, inside, factor, dtype: tl.constexpr):
     """The values of a constant in columns m, times a factor: elements m // stride % size.
 
     The factor is dt for dt/tau, which is formed in the dtype of tau (float32 for half types) as
-    eager torch does, and 1 otherwise.
+    eager torch does, and 1 otherwise. Zero without a pointer: of what a neuron does not have.
     """
     if pointer is None:
-        return None
+        return tl.zeros(m.shape, dtype)
     else:
         element = pointer.dtype.element_ty
         of: tl.constexpr = tl.float64 if element == tl.float64 else tl.float32

@@ -250,7 +250,7 @@ def lif_recurrent_forward(
         z = z.reshape(B, H)
         inputs = input.reshape(T, B, features)
         from_input, from_hidden = input_weights.to(dtype).t(), recurrent_weights.to(dtype).t()
-        p = plan.recurrent_plan(device_of(v), "lif_recurrent_forward", H)
+        p = plan.recurrent_plan(device_of(v), "lif_recurrent_forward", H * v.itemsize // 4)
         if not exact:
             _input_sums(inputs, from_input, layer.x)
         if p is None or exact:
@@ -429,7 +429,7 @@ def lif_recurrent_backward(
             from_jump=True,
         )
         weights = recurrent_weights.to(dtype).contiguous()
-        p = plan.recurrent_plan(device_of(v), "lif_recurrent_backward", H)
+        p = plan.recurrent_plan(device_of(v), "lif_recurrent_backward", H * v.itemsize // 4)
         if p is None:
             _backward_by_steps(layer, weights, grad_z0.view(B, H))
         else:
@@ -442,7 +442,7 @@ def _backward_at_once(b: Backward, weights: Tensor, grad_z0: Tensor, p: plan.Rec
     """One kernel for all steps."""
     T, B, H = b.x.shape
     segment = min(segment_of(b.interval), power_of_2(T))
-    rows = plan.rows_of_program(device_of(b.v), B)
+    rows = plan.rows_of_program(device_of(b.v), B, p.kept)
     launch(
         lif_recurrent_backward_kernel,
         (divide_up(B, rows),),
@@ -525,7 +525,9 @@ def _backward_by_steps(b: Backward, weights: Tensor, grad_z: Tensor) -> None:
 
 def weight_grad(grad: Tensor, input: Tensor, spikes: None, columns: int) -> Tensor:
     """grad^T input, of shape ``[H, columns]``."""
-    return torch.mm(grad.reshape(-1, grad.shape[-1]).t(), input.reshape(-1, columns).to(grad.dtype))
+    rows = grad.shape[:-1].numel()  # -1 would be ambiguous without neurons or columns
+    x = input.reshape(rows, columns).to(grad.dtype)
+    return torch.mm(grad.reshape(rows, grad.shape[-1]).t(), x)
 
 
 def input_grad(grad: Tensor, weights: Tensor) -> Tensor:

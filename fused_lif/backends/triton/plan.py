@@ -105,7 +105,10 @@ def sequence_plan(device: Device, kernel: str, columns: int, element_bytes: int)
 
 @functools.cache
 def recurrent_plan(device: Device, kernel: str, neurons: int) -> RecurrentPlan | None:
-    """The plan of a kernel for a layer; ``None`` if it is to take a matrix product per step."""
+    """The plan of a kernel for a layer; ``None`` if it is to take a matrix product per step.
+
+    A float64 neuron counts as two: it takes twice the registers.
+    """
     for limit, *plan in _rows(device, kernel):
         if neurons <= limit:
             return RecurrentPlan(*plan)
@@ -122,9 +125,12 @@ def input_sums_plan(device: Device) -> InputSumsPlan:
     return InputSumsPlan(*_rows(device, "lif_input_sums"))
 
 
-def rows_of_program(device: Device, batch: int) -> int:
-    """Batch rows that a program of the recurrent backward takes: they share loaded weights."""
-    rows, limit = 1, 64 if device.architecture == INTERPRETER else 4
+def rows_of_program(device: Device, batch: int, kept: bool) -> int:
+    """Batch rows that a program of the recurrent backward takes: they share weights as they come.
+
+    Where the weights fill the registers there is room for one row.
+    """
+    rows, limit = 1, 64 if device.architecture == INTERPRETER else 1 if kept else 2
     while rows < limit and rows * device.multiprocessors < batch:
         rows *= 2
     return rows

@@ -163,10 +163,12 @@ def _product(
         k = first + tl.arange(0, UNROLL)[None, :, None]
         exists = (b[:, :, None] < B) & (k < H)
         grad_x = tl.load(grad_x_ptr + b[:, :, None] * H + k, mask=exists, other=0.0)
-        if not KEPT:
+        if KEPT:
+            total += tl.sum(grad_x * weights, 1)
+        else:
             exists = (k < H) & (n[:, None, :] < H)
-            weights = tl.load(weights_ptr + k * H + n[:, None, :], mask=exists, other=0.0)
-        total += tl.sum(grad_x * weights, 1)
+            loaded = tl.load(weights_ptr + k * H + n[:, None, :], mask=exists, other=0.0)
+            total += tl.sum(grad_x * loaded, 1)
     return total
 
 
