@@ -3,10 +3,12 @@
 #   TORCH   which torch to install, e.g. make test TORCH=torch==2.13.0 for one that is pinned
 #   PYTHON  the Python that the virtual environment is made with
 #   VENV    where the virtual environment goes
+#   WORKERS how many tests run at once
 
 PYTHON ?= python3
 TORCH ?= torch>=2.10
 VENV ?= .venv
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Keeps the installed torch when other packages ask for a newer one.
@@ -23,13 +25,13 @@ CUDA := build/cuda
 demo: $(VENV)/.examples  ## trains spiking networks with learnable neuron constants, draws plots
 	$(BIN)/python examples/parameter_learning.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
-test: $(VENV)/.test  ## runs all tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.test  ## runs all tests, as many at once as there are processors
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
 setup: $(VENV)/.dev  ## prepares a clone for development
 
 check: $(VENV)/.dev lint  ## what must pass before a commit
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(VENV)/.dev  ## checks format, style and types
 	$(BIN)/ruff format --check .

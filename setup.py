@@ -27,6 +27,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+CXX = os.environ.get("CXX") or "c++"
 sys.path.insert(0, str(ROOT / "build_support"))
 from cuda_locate import Cuda, choose_cuda, code_flags  # noqa: E402
 from torch_locate import find_torch  # noqa: E402
@@ -116,7 +117,7 @@ class NinjaBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         lines = [
-            f"cxx = {os.environ.get('CXX', 'c++')}",
+            f"cxx = {CXX}",
             f"flags = {' '.join(filter(None, flags))}",
             f"link = {link}",
             "rule cpp",
@@ -173,8 +174,8 @@ def _escape(path: Path) -> str:
 
 def _wants_extension() -> bool:
     wanted = os.environ.get("FUSED_LIF_EXTENSION")
-    if wanted is None:
-        compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    if wanted is None and os.environ.get("FUSED_LIF_CUDA") != "1":
+        compiler = shlex.split(CXX)[0]
         if os.name == "nt" or shutil.which(compiler) is None:
             print("fused_lif: no GCC or clang: installing without C++ kernels")
             return False

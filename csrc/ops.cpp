@@ -1,6 +1,6 @@
 // Names and schemas of all operators. No math and no kernels here; autograd and fake functions are
-// in fused_lif/backends/native.py. Built on the stable ABI of LibTorch: one library for every torch
-// from 2.10 on.
+// in fused_lif/backends/_autograd.py. Built on the stable ABI of LibTorch: one library for every
+// torch from 2.10 on.
 #include <torch/csrc/stable/library.h>
 
 #include <string>

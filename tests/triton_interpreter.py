@@ -1,7 +1,8 @@
 """Triton's interpreter, ``TRITON_INTERPRET=1``, mended, watchful and faster.
 
 It truncates when it rounds to bfloat16, which no GPU does; it does not see when a kernel reads or
-writes where no argument lies; and it wraps Triton's language anew in every call of a function.
+writes where no argument lies, or reads what another thread of the program may not have written
+yet, for want of a barrier; and it wraps Triton's language anew in every call of a function.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def _float32_of_bits(bits: np.ndarray) -> np.ndarray:
 class _Memory:
     """What the arguments of a launch lie in."""
 
-    def __init__(self, arguments: Any) -> None:
+    def __init__(self, arguments: Any, reads_again: bool = False) -> None:
+        self.reads_again = reads_again
+        self.written: list[np.ndarray] = []  # since the last barrier
         ranges = sorted(set(self._ranges(arguments)))
         self.firsts = np.array([first for first, _ in ranges], dtype=np.uint64)
         self.ends = np.array([end for _, end in ranges], dtype=np.uint64)
@@ -52,10 +55,20 @@ class _Memory:
         if not inside.all():
             raise IndexError(f"{(~inside).sum()} addresses lie in no argument of the kernel")
 
+    def write(self, pointers: np.ndarray, mask: np.ndarray, size: int) -> None:
+        self.check(pointers, mask, size)
+        if self.reads_again:
+            self.written.append(pointers[mask])
+
+    def read(self, pointers: np.ndarray, mask: np.ndarray, size: int) -> None:
+        self.check(pointers, mask, size)
+        if self.written and np.isin(pointers[mask], np.concatenate(self.written)).any():
+            raise RuntimeError("the program reads without a barrier what it has written")
+
 
 @contextmanager
 def mended() -> Iterator[None]:
-    """Within the block the interpreter rounds to bfloat16, and checks every address."""
+    """Within the block the interpreter rounds to bfloat16, and checks addresses and barriers."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     function = interpreter.InterpretedFunction
     before = {
@@ -64,6 +77,8 @@ def mended() -> Iterator[None]:
             (builder, "cast_impl"),
             (builder, "create_masked_load"),
             (builder, "create_masked_store"),
+            (builder, "create_barrier"),
+            (builder, "set_grid_idx"),
             (executor, "_init_args_hst"),
             (function, "__call__"),
         )
@@ -81,17 +96,19 @@ def mended() -> Iterator[None]:
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         size = pointers.get_element_ty().primitive_bitwidth // 8
-        memory.check(pointers.data, mask.data, size)
+        memory.read(pointers.data, mask.data, size)
         return before[builder, "create_masked_load"](self, pointers, mask, *rest)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        memory.check(pointers.data, mask.data, value.data.itemsize)
+        memory.write(pointers.data, mask.data, value.data.itemsize)
         return before[builder, "create_masked_store"](self, pointers, value, mask, *rest)
 
     def init_args(self: Any, arguments: Any, options: Any) -> Any:
         nonlocal memory
         results = before[executor, "_init_args_hst"](self, arguments, options)
-        memory = _Memory([*results[0], *results[1].values()])
+        # Only these read what they have written; for the others the check would take long.
+        reads_again = "recurrent" in self.fn.__name__
+        memory = _Memory([*results[0], *results[1].values()], reads_again)
         return results
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -101,8 +118,15 @@ def mended() -> Iterator[None]:
             wrapped_core = interpreter._patch_lang(self.fn)
         return self.rewrite()(*arguments, **options)
 
-    mended = (cast_impl, create_masked_load, create_masked_store, init_args, call)
-    for (owner, name), replacement in zip(before, mended):
+    def create_barrier(self: Any) -> None:
+        memory.written.clear()
+
+    def set_grid_idx(self: Any, *index: int) -> None:
+        memory.written.clear()
+        before[builder, "set_grid_idx"](self, *index)
+
+    loads_and_stores = (create_masked_load, create_masked_store, create_barrier, set_grid_idx)
+    for (owner, name), replacement in zip(before, (cast_impl, *loads_and_stores, init_args, call)):
         setattr(owner, name, replacement)
     try:
         yield

@@ -112,5 +112,5 @@ def _warn_once(reasons: str) -> None:
     warnings.warn(
         f"fused_lif runs on its slow reference backend: {reasons}; see `python -m fused_lif.info`",
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=6,
     )

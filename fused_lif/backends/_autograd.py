@@ -28,11 +28,13 @@ class Operators(NamedTuple):
     weight_grad: Callable[..., Tensor]
 
 
+def rows_of(T: int, interval: int) -> int:
+    """How many states are kept of T time steps."""
+    return 0 if interval == 0 else T if interval == 1 else (T - 1) // interval
+
+
 def _state_rows(x: Tensor, v: Tensor, state_interval: int) -> int:
-    steps = 1 if x.dim() == v.dim() else x.shape[0]
-    if state_interval == 0:
-        return 0
-    return steps if state_interval == 1 else (steps - 1) // state_interval
+    return rows_of(1 if x.dim() == v.dim() else x.shape[0], state_interval)
 
 
 def lif_forward_fake(

@@ -1,4 +1,4 @@
-"""Triton backend: the same layers on any GPU that Triton supports, without a compiler at hand.
+"""Triton backend: the same layers on any GPU that Triton supports, without nvcc.
 
 ``step.py`` has the equations, ``sequence.py`` and ``recurrent.py`` the kernels, ``operators.py``
 what launches them. With ``TRITON_INTERPRET=1`` set before the import of Triton, the kernels run on
@@ -7,6 +7,10 @@ the CPU, very slowly: for tests, and to look into them with a debugger.
 
 from __future__ import annotations
 
+import functools
+import os
+import re
+import shutil
 from typing import Any
 
 import torch
@@ -22,7 +26,7 @@ OLDEST_TRITON = (3, 6)
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(".")[:2]))
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
 try:
@@ -46,6 +50,9 @@ OLDEST_CAPABILITY = (8, 0)
 #: From here on, the assembler of Triton up to 3.6 fuses multiply and add, told not to or not.
 FUSING_CAPABILITY, OLDEST_UNFUSED_TRITON = (10, 0), (3, 7)
 
+#: From here on, Triton brings along what launches a kernel, instead of compiling it.
+OLDEST_LAUNCHER_TRITON = (3, 9)
+
 
 def _lif_recurrent_forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return _autograd.lif_recurrent_forward_fake(*arguments)[:5]
@@ -64,7 +71,7 @@ if IMPORT_ERROR is None:
     ):
         _name = f"{_function.__name__}_triton"
         _library.define(_name + torch.library.infer_schema(_function, mutates_args=()))
-        _library.impl(_name, _function, "CompositeExplicitAutograd")
+        _library.impl(_name, torch.no_grad()(_function), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fused_lif::{_name}", _fake, lib=_library)
     OPERATORS = Operators(
         torch.ops.fused_lif.lif_forward_triton.default,
@@ -87,9 +94,18 @@ def _unavailable() -> list[str]:
 
 
 @torch.compiler.assume_constant_result
+@functools.cache
 def _reasons_against_device(index: int) -> list[str]:
     if IS_INTERPRETED:
         return ["TRITON_INTERPRET=1 is set, and the input is not on the CPU"]
+    # Triton compiles a little C on the host, in older versions for every kernel.
+    compilers = os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang")
+    if _version(VERSION) < OLDEST_LAUNCHER_TRITON and not any(compilers):
+        return ["Triton needs gcc or clang, or CC to name another C compiler"]
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever goes wrong there, the layer can run elsewhere
+        return [f"Triton cannot use the GPU ({error})"]
     if torch.version.hip:
         return []
     capability = torch.cuda.get_device_capability(index)
@@ -112,9 +128,9 @@ def _reasons_against(problem: LIFProblem) -> list[str]:
     device = problem.x.device
     if device.type != "cuda" and not (device.type == "cpu" and IS_INTERPRETED):
         return [f"the input is on {device.type}"]
-    reasons = _unavailable()
-    if not reasons and device.type == "cuda":
-        reasons = _reasons_against_device(device.index)
+    if IMPORT_ERROR is not None:
+        return _unavailable()
+    reasons = [] if device.type == "cpu" else _reasons_against_device(device.index)
     return reasons + reasons_against_kernels(problem)
 
 

@@ -48,11 +48,6 @@ def power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def rows_of(T: int, interval: int) -> int:
-    """How many states are kept of T time steps."""
-    return 0 if interval == 0 else T if interval == 1 else (T - 1) // interval
-
-
 def check(
     op: str, name: str, t: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor
 ) -> None:

@@ -20,6 +20,8 @@ from fused_lif.backends.triton.arguments import (
 from fused_lif.backends.triton.reduce import constant_grads_kernel
 from fused_lif.backends.triton.sequence import lif_backward_kernel, lif_forward_kernel
 
+_MAX_CHUNKS = 65535  # blocks in the second dimension of a grid
+
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     if device.type == "cpu":
@@ -259,7 +261,8 @@ def _add_up(
     length = sums[0].numel() // size
     block = min(32, power_of_2(size)) if stride == 1 else 1
     rows = 1024 // block
-    chunks = divide_up(length, 4 * rows)
+    chunk = rows * max(4, divide_up(length, rows * _MAX_CHUNKS))
+    chunks = divide_up(length, chunk)
     through = to
     if chunks > 1:
         through = tuple(to[0].new_empty((len(to), chunks, size), dtype=torch.float64))
@@ -274,7 +277,7 @@ def _add_up(
         size=size,
         stride=stride,
         length=length,
-        chunk=4 * rows,
+        chunk=chunk,
         IS_RATE=is_rate if chunks == 1 else 0,
         BLOCK=block,
         ROWS=rows,

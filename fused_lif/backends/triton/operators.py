@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fused_lif.backends._autograd import rows_of
 from fused_lif.backends.triton import plan
 from fused_lif.backends.triton.arguments import (
     FLOATS,
@@ -25,7 +26,6 @@ from fused_lif.backends.triton.arguments import (
     layout_of,
     method_of,
     power_of_2,
-    rows_of,
     state_dtype,
     steps_of,
 )
@@ -526,10 +526,12 @@ def _backward_by_steps(b: Backward, weights: Tensor, grad_z: Tensor) -> None:
 def weight_grad(grad: Tensor, input: Tensor, spikes: None, columns: int) -> Tensor:
     """grad^T input, of shape ``[H, columns]``."""
     rows = grad.shape[:-1].numel()  # -1 would be ambiguous without neurons or columns
-    x = input.reshape(rows, columns).to(grad.dtype)
-    return torch.mm(grad.reshape(rows, grad.shape[-1]).t(), x)
+    with torch.autocast(grad.device.type, enabled=False):
+        x = input.reshape(rows, columns).to(grad.dtype)
+        return torch.mm(grad.reshape(rows, grad.shape[-1]).t(), x)
 
 
 def input_grad(grad: Tensor, weights: Tensor) -> Tensor:
     """Grad weights, of shape ``[*rows, I]``."""
-    return torch.matmul(grad, weights.to(grad.dtype))
+    with torch.autocast(grad.device.type, enabled=False):
+        return torch.matmul(grad, weights.to(grad.dtype))

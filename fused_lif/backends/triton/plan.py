@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -69,6 +69,9 @@ class InputSumsPlan(NamedTuple):
     warps: int
 
 
+P = TypeVar("P", SequencePlan, RecurrentPlan, InputSumsPlan)
+
+
 @functools.cache
 def table() -> dict[str, Any]:
     """The table as it is stored."""
@@ -94,12 +97,18 @@ def _rows(device: Device, kernel: str) -> Any:
     return plans.get(device.architecture, plans["default"])[kernel]
 
 
+def _of_device(device: Device, plan: P) -> P:
+    """The same with half the warps for AMD, where each has 64 threads instead of 32."""
+    is_wide = device.architecture.startswith("hip:")
+    return plan._replace(warps=max(1, plan.warps // 2)) if is_wide else plan
+
+
 @functools.cache
 def sequence_plan(device: Device, kernel: str, columns: int, element_bytes: int) -> SequencePlan:
     """The plan of a kernel for so many columns; the table has limits per multiprocessor."""
     for limit, *plan in _rows(device, kernel)[str(element_bytes)]:
         if limit is None or columns <= limit * device.multiprocessors:
-            return SequencePlan(*plan)
+            return _of_device(device, SequencePlan(*plan))
     raise ValueError(f"{TABLE_PATH.name} has no plan of {kernel} for {columns} columns")
 
 
@@ -111,7 +120,7 @@ def recurrent_plan(device: Device, kernel: str, neurons: int) -> RecurrentPlan |
     """
     for limit, *plan in _rows(device, kernel):
         if neurons <= limit:
-            return RecurrentPlan(*plan)
+            return _of_device(device, RecurrentPlan(*plan))
     return None
 
 
@@ -122,7 +131,7 @@ def checkpoint_interval(device: Device, dtype: torch.dtype) -> int:
 
 def input_sums_plan(device: Device) -> InputSumsPlan:
     """The plan of the sums over the weights of the input."""
-    return InputSumsPlan(*_rows(device, "lif_input_sums"))
+    return _of_device(device, InputSumsPlan(*_rows(device, "lif_input_sums")))
 
 
 def rows_of_program(device: Device, batch: int, kept: bool) -> int:

@@ -237,6 +237,7 @@ def lif_recurrent_backward_kernel(
             tl.store(potentials_ptr + k * M + m, v, mask=inside)
             i_jump = tl.load(i_jump_ptr + (start + k) * M + m, mask=inside)
             _, v, _ = step_from_jump(i_jump, v, v, constants, LIF, SOFT_RESET)
+        tl.debug_barrier()  # the potentials are read by other threads than those that wrote them
         for r in range(steps):
             k = steps - 1 - r
             place = (start + k) * M + m
