@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import triton_interpreter
 from cuda_emulator import emulator
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -67,6 +66,8 @@ def running(backend: str) -> Iterator[str]:
         with emulator.load().as_backend():
             yield backend
     elif backend == "triton" and triton.IS_INTERPRETED:
+        import triton_interpreter  # needs Triton
+
         with triton_interpreter.mended():
             yield backend
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import DEVICE, moved
+from helpers import BACKENDS, DEVICE, moved, running
 
 from fused_lif import LIFParameters
 from fused_lif.backends import native
@@ -13,6 +13,13 @@ from fused_lif.types import Neuron
 pytestmark = pytest.mark.skipif(
     native.IMPORT_ERROR is not None, reason="the C++ extension is not built"
 )
+
+
+@pytest.fixture(params=[b for b in BACKENDS if b != "triton"])
+def backend(request):
+    """Those in C++; test_triton_operators.py has the others."""
+    with running(request.param):
+        yield request.param
 
 
 def opcheck(name, arguments, backend="cpu", **options):

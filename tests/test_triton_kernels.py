@@ -510,3 +510,16 @@ def test_sums_of_every_constant(plans):
     plans.sequence(block=1024)
     check(random_case((5, 3, 3000), constant_shape=()))
     assert len(plans.programs("constant_grads_kernel")) == 2
+
+
+def test_lengths_share_kernels(plans):
+    """A few kernels serve all lengths from two chunks on."""
+    plans.sequence(block=16, chunk=8, interval=16)
+    for T in (33, 40, 47, 48, 63, 64):
+        gradients(random_case((T, 5)), "triton")
+    variants = {}
+    for one in plans.launches:
+        constants = {k: a for k, a in one.arguments.items() if k.isupper() and len(k) > 1}
+        variants.setdefault(one.kernel, set()).add(tuple(sorted(constants.items())))
+    assert len(variants["lif_forward_kernel"]) <= 2
+    assert len(variants["lif_backward_kernel"]) <= 3  # the sums of one go on in the other

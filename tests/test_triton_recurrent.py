@@ -12,6 +12,7 @@ from helpers import CONSTANTS, assert_same_bits, gradients, random_recurrent_cas
 from test_recurrent_backward import check as check_gradients
 from triton_cases import TRITON_DEVICE, assert_same, ops
 
+from fused_lif import LIFRecurrent
 from fused_lif.backends import native, triton
 from fused_lif.backends.triton import plan
 
@@ -304,12 +305,25 @@ def test_the_second_call_has_the_same_bits(plans):
     assert_same(gradients(case, "triton"), gradients(case, "triton"))
 
 
-def test_autocast_changes_nothing():
-    """Products for the gradients of weights and input, too."""
-    case = random_recurrent_case((4, 2, 4, 6), exact_sums=False)
-    expected = gradients(case, "triton")
-    with torch.autocast(TRITON_DEVICE.type, dtype=torch.bfloat16):
-        assert_same(gradients(case, "triton"), expected)
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_weights_are_not_autocast(compiled, inside):
+    device = TRITON_DEVICE.type
+    layer = LIFRecurrent(4, 6, backend="triton").to(device)
+    x = (20 * torch.rand(5, 2, 4, device=device)).requires_grad_()
+    weights = torch.randn(5, 2, 6, device=device)
+    inputs = [x, *layer.parameters()]
+    expected = torch.autograd.grad(layer(x)[0], inputs, weights)
+    run = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    with torch.autocast(device, dtype=torch.bfloat16):
+        spikes, _ = run(x)
+        if inside:
+            actual = torch.autograd.grad(spikes, inputs, weights)
+    if not inside:
+        actual = torch.autograd.grad(spikes, inputs, weights)
+    for a, e in zip(actual, expected):
+        assert e.any()
+        assert_same_bits(a, e)
 
 
 # ---- gradients that are given and needed ----

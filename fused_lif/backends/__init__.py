@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 
 from fused_lif.backends import native, reference, triton
+from fused_lif.backends._autograd import reasons_against_kernels
 from fused_lif.backends._base import Backend
 from fused_lif.types import LIFProblem
 
@@ -90,7 +91,7 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
             if not (b is triton.TRITON and triton.IS_INTERPRETED) and not b.reasons_against(problem)
         )
         if chosen is reference.REFERENCE and not torch.compiler.is_compiling():
-            _warn_of_slow_reference(problem.x.device.type)
+            _warn_of_slow_reference(problem)
         return chosen
     check_backend_name(requested)
     chosen = BACKENDS[requested]
@@ -99,12 +100,13 @@ def select_backend(problem: LIFProblem, requested: str | None = None) -> Backend
     return chosen
 
 
-def _warn_of_slow_reference(device_type: str) -> None:
-    """Warns if all that could run on such a device is missing: that can be mended."""
-    for_device = {"cpu": [native.CPU], "cuda": [native.CUDA, triton.TRITON]}.get(device_type, [])
-    missing = [b.unavailable() for b in for_device]
-    if missing and all(missing):
-        _warn_once("; ".join(dict.fromkeys(reason for found in missing for reason in found)))
+def _warn_of_slow_reference(problem: LIFProblem) -> None:
+    """Warns if it is the machine that keeps kernels from running: that can be mended."""
+    for_device = {"cpu": [native.CPU], "cuda": [native.CUDA, triton.TRITON]}
+    backends = for_device.get(problem.x.device.type, [])
+    if backends and not reasons_against_kernels(problem):
+        reasons = dict.fromkeys(r for b in backends for r in b.reasons_against(problem))
+        _warn_once("; ".join(reasons))
 
 
 @functools.cache
