@@ -6,6 +6,7 @@ see ``csrc/ops.cpp``, but for the spikes packed into bits, which these do not re
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import torch
@@ -523,15 +524,21 @@ def _backward_by_steps(b: Backward, weights: Tensor, grad_z: Tensor) -> None:
 # ---- gradients of weights and input, for autograd ----
 
 
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def weight_grad(grad: Tensor, input: Tensor, spikes: None, columns: int) -> Tensor:
     """grad^T input, of shape ``[H, columns]``."""
     rows = grad.shape[:-1].numel()  # -1 would be ambiguous without neurons or columns
-    with torch.autocast(grad.device.type, enabled=False):
+    with _without_autocast(grad.device.type):
         x = input.reshape(rows, columns).to(grad.dtype)
         return torch.mm(grad.reshape(rows, grad.shape[-1]).t(), x)
 
 
 def input_grad(grad: Tensor, weights: Tensor) -> Tensor:
     """Grad weights, of shape ``[*rows, I]``."""
-    with torch.autocast(grad.device.type, enabled=False):
+    with _without_autocast(grad.device.type):
         return torch.matmul(grad, weights.to(grad.dtype))
