@@ -569,6 +569,15 @@ def test_arguments_on_another_device(name):
         operators.lif_forward(**given, dt=0.001, neuron=0, soft_reset=False, state_interval=0)
 
 
+def test_constant_of_too_many_elements():
+    large = torch.empty(2**31, device="meta")
+    given = {"x": large, "v": large, "i": large, **{k: c.to("meta") for k, c in CONSTANTS.items()}}
+    given["v_th"] = large
+    message = re.escape("v_th must have fewer than 2^31 elements, got 2147483648")
+    with pytest.raises(RuntimeError, match=message):
+        operators.lif_forward(**given, dt=0.001, neuron=0, soft_reset=False, state_interval=0)
+
+
 # ---- nothing ----
 
 

@@ -165,6 +165,8 @@ class Constants:
                 if c.dtype not in FLOATS or c.device != like.device:
                     fail(op, f"{name} must be floating-point and on the device of x")
                 c, size, stride = _adjacent(op, name, c, step)
+                if size >= 2**31:
+                    fail(op, f"{name} must have fewer than 2^31 elements, got {size}")
             self.tensors += (c,)
             self.sizes += (size,)
             self.strides += (stride,)

@@ -26,7 +26,7 @@ def constant_grads_kernel(
     ROWS: tl.constexpr,  # columns at once
 ):
     """Element e of a constant has the columns m with m // stride % size == e."""
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     for which in tl.static_range(len(sums_ptr)):
         if tl.program_id(2) == which:
             total = tl.zeros((ROWS, BLOCK), tl.float64)
