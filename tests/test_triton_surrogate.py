@@ -12,12 +12,11 @@ import torch
 import triton
 import triton.language as tl
 from helpers import METHODS, gradients, random_case
+from test_surrogate import ALPHAS, assert_close
 from triton_cases import TRITON_DEVICE
 
 from fused_lif.backends.triton.step import surrogate_grad
 from fused_lif.surrogate import SURROGATES
-
-ALPHAS = [0.3, 1.0, 100.0]
 
 
 @triton.jit
@@ -47,13 +46,7 @@ def test_derivative_matches_table(method, alpha, dtype, plans):
     far = torch.tensor([0.0, -0.0, 1e-3, -1e-3, 1e4, -1e4, 1e15, -1e15])
     s = torch.cat([near, near * 1e-3, far]).to(dtype)
     actual, expected = grad_of(s, alpha, method), SURROGATES[method].grad(s.double(), alpha)
-    # Limits as for C++, see tests/test_surrogate.py.
-    limit = (2e-13 if dtype == torch.float64 else 1e-4) if alpha == 100.0 else None
-    limit = limit or (1e-14 if dtype == torch.float64 else 3e-6)
-    scale = expected.abs().max()
-    assert (
-        (actual - expected).abs() <= limit * expected.abs() + 1e-30 + 1e-7 * limit * scale
-    ).all()
+    assert_close(actual, expected, alpha)
     assert actual.any() == (method != "heaviside")
     assert torch.equal(actual, grad_of(-s, alpha, method))  # all are even
 
