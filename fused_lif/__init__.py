@@ -1,6 +1,6 @@
 """Fused leaky integrate-and-fire layers for PyTorch, drop-in for ``norse.torch``."""
 
-from fused_lif import functional, module
+from fused_lif import functional, init, module, optim, parametrizations
 from fused_lif._version import __version__
 from fused_lif.backends import backend
 from fused_lif.debug import check_finite
@@ -48,6 +48,7 @@ from fused_lif.module import (
     SpikeLatencyEncoder,
     SpikeLatencyLIFEncoder,
 )
+from fused_lif.parametrizations import parametrize
 from fused_lif.types import LIFFeedForwardState, LIFParameters, LIFState, LIParameters, LIState
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "euclidean_distance",
     "functional",
     "gaussian_rbf",
+    "init",
     "li_feed_forward_integral",
     "li_feed_forward_step",
     "li_step",
@@ -90,6 +92,9 @@ __all__ = [
     "lif_step_integral",
     "lift",
     "module",
+    "optim",
+    "parametrizations",
+    "parametrize",
     "poisson_encode",
     "poisson_encode_step",
     "population_encode",

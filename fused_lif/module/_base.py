@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import (
+    is_parametrized,
+    register_parametrization,
+    type_before_parametrizations,
+)
 
 from fused_lif.backends import check_backend_name
 from fused_lif.functional._integrate import check_dt, check_method, check_number
@@ -22,7 +28,7 @@ class NeuronConstants(nn.Module):
     keep their dtype: ``module.half()`` does not round a time constant that is not learned.
 
     A checkpoint without any constant loads also strictly, as Norse saves none; learnable constants
-    then keep their values.
+    then keep their values. Unlike other modules, it can be pickled while it is parametrized.
 
     Args:
         p: A named tuple of constants, such as ``LIFParameters``.
@@ -57,6 +63,28 @@ class NeuronConstants(nn.Module):
             return self.kind(**values)
         return self.kind(*[values[n] if n in values else getattr(self, n) for n in fields])
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if is_parametrized(self, name):
+            # torch would take the shape of the value for that of the parameter.
+            now = getattr(self, name).detach()
+            value = torch.as_tensor(value, dtype=now.dtype, device=now.device).expand_as(now)
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # torch does not pickle parametrized modules: each has a class of its own.
+        kind = type_before_parametrizations(self)
+        return _parametrized_like, (kind, self.parametrized()), self.__dict__.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NeuronConstants:
+        new = _parametrized_like(type_before_parametrizations(self), self.parametrized())
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def parametrized(self) -> list[str]:
+        """Returns the names of the constants that are parametrized."""
+        return list(getattr(self, "parametrizations", ()))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NeuronConstants:
         # A buffer is not in the state_dict: nothing could restore a value lost to `to_empty` or to
         # the meta device. So it is moved, never converted nor emptied.
@@ -80,13 +108,22 @@ class NeuronConstants(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        missing: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
-        )
         # Norse does not save neuron constants: a checkpoint without any is complete.
-        if any(key.startswith(prefix) for key in state_dict):
-            missing_keys.extend(missing)
+        if not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update(self.state_dict(prefix=prefix, keep_vars=True))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _parametrized_like(kind: type[NeuronConstants], names: Sequence[str]) -> NeuronConstants:
+    """Makes an empty module with parametrisations of these names; contents must follow."""
+    constants = kind.__new__(kind)
+    nn.Module.__init__(constants)
+    for name in names:
+        constants.register_parameter(name, nn.Parameter(torch.empty(())))
+        register_parametrization(constants, name, nn.Identity())
+    return constants
 
 
 class NeuronModule(nn.Module):
@@ -116,6 +153,11 @@ class NeuronModule(nn.Module):
 
     @p.setter
     def p(self, value: Any) -> None:
+        if parametrized := self.constants.parametrized():
+            raise ValueError(
+                f"p must not be assigned while {', '.join(parametrized)} are parametrized; "
+                f"assign constants.{parametrized[0]} instead"
+            )
         self.constants = NeuronConstants(value)
 
     def extra_repr(self) -> str:

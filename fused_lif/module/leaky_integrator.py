@@ -13,6 +13,7 @@ from fused_lif.functional.leaky_integrator import (
     li_step,
 )
 from fused_lif.module._base import NeuronModule, resting_state
+from fused_lif.module._learnable import Learnable, Neurons, make_learnable
 from fused_lif.types import LIParameters, LIState
 
 __all__ = ["LI", "LICell", "LILinearCell"]
@@ -27,6 +28,9 @@ class LICell(NeuronModule):
         p: Constants of the integrator; a :class:`torch.nn.Parameter` among them becomes a parameter
             of this module.
         dt: Length of one step, in seconds.
+        learnable: Names of constants that become parameters, as in :class:`LI`.
+        neurons: Number or shape of their values, or ``None`` for one per layer.
+        parametrization: How positive constants are learned.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Shape:
@@ -35,9 +39,17 @@ class LICell(NeuronModule):
     """
 
     def __init__(
-        self, p: LIParameters = LIParameters(), dt: float = 0.001, *, backend: str | None = None
+        self,
+        p: LIParameters = LIParameters(),
+        dt: float = 0.001,
+        *,
+        learnable: Learnable = (),
+        neurons: Neurons = None,
+        parametrization: str | None = "log",
+        backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
+        make_learnable(self, learnable, neurons, parametrization)
 
     def initial_state(self, input_tensor: Tensor) -> LIState:
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
@@ -60,6 +72,10 @@ class LI(NeuronModule):
             of this module.
         dt: Length of one step, in seconds.
         record_states: Return the states after all steps, not only after the last.
+        learnable: Names of constants that become parameters, as in :class:`fused_lif.LIF`;
+            ``v_leak`` is drawn with a standard deviation of 0.1, as there is no threshold.
+        neurons: Number or shape of their values, or ``None`` for one per layer.
+        parametrization: How positive constants are learned.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Shape:
@@ -80,10 +96,14 @@ class LI(NeuronModule):
         dt: float = 0.001,
         *,
         record_states: bool = False,
+        learnable: Learnable = (),
+        neurons: Neurons = None,
+        parametrization: str | None = "log",
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
         self.record_states = record_states
+        make_learnable(self, learnable, neurons, parametrization)
 
     def initial_state(self, input_tensor: Tensor) -> LIState:
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
@@ -112,6 +132,10 @@ class LILinearCell(NeuronModule):
         p: Constants of the integrator; a :class:`torch.nn.Parameter` among them becomes a parameter
             of this module.
         dt: Length of one step, in seconds.
+        learnable: Names of constants that become parameters, as in :class:`LI`.
+        neurons: Number of their values: ``"all"`` for one per neuron, or ``None`` for one per
+            layer.
+        parametrization: How positive constants are learned.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Attributes:
@@ -130,6 +154,9 @@ class LILinearCell(NeuronModule):
         p: LIParameters = LIParameters(),
         dt: float = 0.001,
         *,
+        learnable: Learnable = (),
+        neurons: Neurons = "all",
+        parametrization: str | None = "log",
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
@@ -138,6 +165,7 @@ class LILinearCell(NeuronModule):
         self.input_weights = nn.Parameter(
             torch.randn(hidden_size, input_size) / math.sqrt(input_size)
         )
+        make_learnable(self, learnable, neurons, parametrization, hidden_size)
 
     def extra_repr(self) -> str:
         """Shows sizes, constants and the time step."""

@@ -15,6 +15,7 @@ from fused_lif.functional.lif import (
     lif_step_integral,
 )
 from fused_lif.module._base import NeuronModule, resting_state
+from fused_lif.module._learnable import Learnable, Neurons, make_learnable
 from fused_lif.types import LIFFeedForwardState, LIFParameters, LIFState
 
 __all__ = ["LIF", "LIFCell", "LIFRecurrent", "LIFRecurrentCell"]
@@ -31,6 +32,9 @@ class LIFCell(NeuronModule):
         dt: Length of one step, in seconds.
         reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
         detach_reset: Stop the gradient at the reset.
+        learnable: Names of constants that become parameters, as in :class:`LIF`.
+        neurons: Number or shape of their values, or ``None`` for one per layer.
+        parametrization: How positive constants are learned.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Shape:
@@ -53,12 +57,16 @@ class LIFCell(NeuronModule):
         *,
         reset: str = "hard",
         detach_reset: bool = False,
+        learnable: Learnable = (),
+        neurons: Neurons = None,
+        parametrization: str | None = "log",
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
         check_reset(reset)
         self.reset = reset
         self.detach_reset = detach_reset
+        make_learnable(self, learnable, neurons, parametrization)
 
     def initial_state(self, input_tensor: Tensor) -> LIFFeedForwardState:
         """Returns the state of neurons at rest: ``v = v_leak`` and ``i = 0``."""
@@ -93,7 +101,24 @@ class LIF(NeuronModule):
         reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
         detach_reset: Stop the gradient at the reset.
         record_states: Return the states after all steps, not only after the last.
+        learnable: Names of constants that become parameters, such as ``["tau_mem_inv", "v_th"]``;
+            or a mapping from names to initialisers of :mod:`fused_lif.init`, or to ``None`` for
+            the default one.
+        neurons: How many learnable values: the number of neurons, their shape, such as ``(C, 1,
+            1)`` for feature maps, or ``None`` for one per layer, whose default is the value in
+            ``p``. The defaults of several differ from neuron to neuron, see below.
+        parametrization: How positive constants are learned: ``"log"``, ``"softplus"``,
+            ``"sigmoid"`` (of time constants; ``v_th`` then by ``"log"``) or ``None`` for as they
+            are, see :func:`fused_lif.parametrize`. ``v_leak`` and ``v_reset`` may be negative and
+            are learned as they are.
         backend: Name of the backend to use; ``None`` picks the first that can run.
+
+    By default ``learnable`` constants of several neurons are drawn around the value in ``p``: time
+    constants, in seconds, from a gamma distribution of shape 3 with that mean, as in Perez-Nieves
+    et al., Neural heterogeneity promotes robust learning, Nature Communications 12:5791 (2021);
+    potentials from a normal distribution with a standard deviation of ``v_th / 10``. Whatever
+    draws them, ``dt * tau_inv`` is below 1, inverse time constants and thresholds are positive, and
+    other values are drawn again. Random numbers are drawn in the order of ``p``, after the weights.
 
     Shape:
         - Input: ``[T, B, N]``, ``[T, N]`` or any other with time first.
@@ -112,6 +137,13 @@ class LIF(NeuronModule):
         >>> layer = LIF(LIFParameters(tau_mem_inv=tau_mem_inv))
         >>> [name for name, _ in layer.named_parameters()]
         ['constants.tau_mem_inv']
+
+        Time constants that differ from neuron to neuron and stay positive, learned with a learning
+        rate relative to their values:
+
+        >>> layer = LIF(learnable=["tau_mem_inv"], neurons=2)
+        >>> layer.p.tau_mem_inv.shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -122,6 +154,9 @@ class LIF(NeuronModule):
         reset: str = "hard",
         detach_reset: bool = False,
         record_states: bool = False,
+        learnable: Learnable = (),
+        neurons: Neurons = None,
+        parametrization: str | None = "log",
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
@@ -129,6 +164,7 @@ class LIF(NeuronModule):
         self.reset = reset
         self.detach_reset = detach_reset
         self.record_states = record_states
+        make_learnable(self, learnable, neurons, parametrization)
 
     def initial_state(self, input_tensor: Tensor) -> LIFFeedForwardState:
         """Returns the state of neurons at rest: ``v = v_leak`` and ``i = 0``."""
@@ -173,6 +209,9 @@ class _RecurrentModule(NeuronModule):
         reset: str = "hard",
         detach_reset: bool = True,
         exact: bool = False,
+        learnable: Learnable = (),
+        neurons: Neurons = "all",
+        parametrization: str | None = "log",
         backend: str | None = None,
     ) -> None:
         super().__init__(p, dt, backend=backend)
@@ -192,6 +231,7 @@ class _RecurrentModule(NeuronModule):
             recurrent_weights = nn.Parameter(drawn)
         self._register("input_weights", input_weights, self.input_size)
         self._register("recurrent_weights", recurrent_weights, self.hidden_size)
+        make_learnable(self, learnable, neurons, parametrization, self.hidden_size)
 
     def _register(self, name: str, weights: Tensor, columns: int) -> None:
         check_weights_type(name, weights)
@@ -258,6 +298,10 @@ class LIFRecurrentCell(_RecurrentModule):
         detach_reset: Stop the gradient at the reset, as Norse does in recurrent layers.
         exact: Use the matrix products of eager torch, to reproduce an old run bit for bit; see
             :func:`fused_lif.lif_step_integral`.
+        learnable: Names of constants that become parameters, as in :class:`LIF`.
+        neurons: Number of their values: ``"all"`` for one per neuron, or ``None`` for one per
+            layer.
+        parametrization: How positive constants are learned.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Shape:
@@ -316,6 +360,10 @@ class LIFRecurrent(_RecurrentModule):
         reset: ``"hard"`` resets to ``v_reset``, ``"soft"`` subtracts ``v_th``.
         detach_reset: Stop the gradient at the reset, as Norse does in recurrent layers.
         exact: Use the matrix products of eager torch, as in :class:`LIFRecurrentCell`.
+        learnable: Names of constants that become parameters, as in :class:`LIF`.
+        neurons: Number of their values: ``"all"`` for one per neuron, or ``None`` for one per
+            layer.
+        parametrization: How positive constants are learned.
         backend: Name of the backend to use; ``None`` picks the first that can run.
 
     Shape:
@@ -348,6 +396,9 @@ class LIFRecurrent(_RecurrentModule):
         reset: str = "hard",
         detach_reset: bool = True,
         exact: bool = False,
+        learnable: Learnable = (),
+        neurons: Neurons = "all",
+        parametrization: str | None = "log",
         backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -361,6 +412,9 @@ class LIFRecurrent(_RecurrentModule):
             reset=reset,
             detach_reset=detach_reset,
             exact=exact,
+            learnable=learnable,
+            neurons=neurons,
+            parametrization=parametrization,
             backend=backend,
         )
         self.record_states = record_states
