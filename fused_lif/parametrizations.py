@@ -31,6 +31,14 @@ _Module = TypeVar("_Module", bound=nn.Module)
 POSITIVE = ("tau_syn_inv", "tau_mem_inv", "v_th")
 
 
+def describe_range(lower: float, upper: float) -> str:
+    """Says in a message where a value must be."""
+    above, below = f"above {lower:g}", f"below {upper:g}"
+    if upper == math.inf:
+        return "finite" if lower == -math.inf else above
+    return f"{above} and {below}"
+
+
 class _Bounded(nn.Module):
     """Bounds in natural units; ``0 <= lower < upper <= limit``."""
 
@@ -51,7 +59,7 @@ class _Bounded(nn.Module):
         valid = (value > self.lower) & (value < self.upper)  # false for NaN
         if not valid.all():
             raise ValueError(
-                f"{name} must be above {self.lower:g} and below {self.upper:g}, "
+                f"{name} must be {describe_range(self.lower, self.upper)}, "
                 f"got {value[~valid][0].item():g}"
             )
 
@@ -308,12 +316,13 @@ def _check_sharing(layer: nn.Module, name: str, owners: list[NeuronModule]) -> N
     constants = [owner.constants for owner in owners]
     parameter = getattr(constants[0], name)
     for other in _modules_with(parameter):
-        if not any(other is one for one in constants):
-            kind = "another layer" if isinstance(other, NeuronConstants) else type(other).__name__
+        registered = [key for key, value in other._parameters.items() if value is parameter]
+        if registered != [name] or other not in constants:
+            kind = "a layer" if isinstance(other, NeuronConstants) else type(other).__name__
             raise ValueError(
-                f"{name} must be a parameter of layers in {type(layer).__name__} only, but {kind} "
-                "has it too; parametrize a model that contains all layers that share it, and "
-                "register it nowhere else"
+                f"{name} must be a parameter of layers in {type(layer).__name__} only, but it is "
+                f"{' and '.join(registered)} of {kind}; parametrize a model that contains all "
+                "layers that share it, and register it nowhere else"
             )
 
 

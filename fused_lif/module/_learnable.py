@@ -7,12 +7,13 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from fused_lif import init
 from fused_lif.module._base import NeuronModule
-from fused_lif.parametrizations import POSITIVE, make_parametrization
+from fused_lif.parametrizations import POSITIVE, describe_range, make_parametrization
 
 Learnable = str | Sequence[str] | Mapping[str, init.Initializer | None]
 Neurons = int | Sequence[int] | str | None
@@ -53,6 +54,11 @@ def make_learnable(
             raise ValueError(f"learnable must be among {', '.join(fields)}, got {name!r}")
         if name in constants._parameters:
             raise ValueError(f"p.{name} must not be a parameter if {name} is learnable, got one")
+        if not (initializers[name] is None or callable(initializers[name])):
+            raise TypeError(
+                f"learnable[{name!r}] must be an initialiser of fused_lif.init, "
+                f"got {initializers[name]!r}"
+            )
     for name in fields:  # random numbers are drawn in this order
         if name not in initializers:
             continue
@@ -67,23 +73,35 @@ def make_learnable(
 
 
 def _initial_values(
-    name: str, p: Any, initializer: init.Initializer | None, shape: Sequence[int] | None, dt: float
+    name: str,
+    p: Any,
+    initializer: init.Initializer | None,
+    shape: tuple[int, ...] | None,
+    dt: float,
 ) -> Tensor:
     value: Tensor = getattr(p, name).detach()
+    if not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
     if initializer is None and shape is None:
         return value.clone()
+    size = shape or ()
 
     def draw() -> Tensor:
-        if initializer is not None:
-            return initializer(shape or ())
-        return _heterogeneous(name, p, value, shape or ())
+        if initializer is None:
+            return _heterogeneous(name, p, value, size)
+        drawn = initializer(size)
+        if drawn.shape != size:
+            raise ValueError(
+                f"the initialiser of {name} must return shape {size}, got {tuple(drawn.shape)}"
+            )
+        return drawn
 
     lower = 0.0 if name in POSITIVE else -math.inf
     upper = 1.0 / dt if name.startswith("tau") else math.inf
     values = init.redraw(
         draw,
         lambda drawn: (drawn > lower) & (drawn < upper),
-        f"initial values of {name} must be above {lower:g} and below {upper:g}",
+        f"initial values of {name} must be {describe_range(lower, upper)}",
     )
     return values if values.is_meta else values.to(value)
 
