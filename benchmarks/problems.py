@@ -417,7 +417,8 @@ def _operator(problem: Problem) -> Layer:
     """The bare operator on the tensors of the cell, without our Python around it."""
     forward = torch.ops.fused_lif.lif_forward
     tensors = (problem.x, problem.v, problem.i, *problem.constants.values())
-    options = (DT, int(fused_lif.types.Neuron.LIF), False, 0)  # hard reset, no states for backward
+    # Hard reset, no states for backward, no smooth spikes (hence no alpha).
+    options = (None, DT, int(fused_lif.types.Neuron.LIF), False, 0, 1, False)
     return lambda: forward(*tensors, *options)[:3]
 
 

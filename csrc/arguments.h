@@ -27,6 +27,12 @@ inline void check_constants(const char* op, ConstantTensors constants, const Ten
     if (constants[k]) check_constant(op, k, *constants[k], x);
 }
 
+// A backward takes alpha, a forward for smooth spikes only.
+inline void check_alpha(const char* op, ConstantTensors constants, bool needed) {
+  if (constants[kAlpha].has_value() != needed)
+    fail(op, needed ? ": alpha must be given" : ": alpha must be given for smooth spikes only");
+}
+
 // Of both directions of a sequence.
 inline void check_sequence(
     const char* op,
@@ -46,9 +52,9 @@ inline void check_sequence(
     fail(op, ": i and tau_syn_inv must be given, except for the current encoder");
   if (i) check_tensor(op, "i", *i, step, state_type, x);
   if (!(constants[kVTh].has_value() == has_threshold(neuron) &&
-        constants[kVReset].has_value() == has_threshold(neuron) &&
-        constants[kAlpha].has_value() == (has_threshold(neuron) && needs_alpha)))
-    fail(op, ": v_th, v_reset and alpha must be given, except for LI");
+        constants[kVReset].has_value() == has_threshold(neuron)))
+    fail(op, ": v_th and v_reset must be given, except for LI");
+  check_alpha(op, constants, has_threshold(neuron) && needs_alpha);
   check_constants(op, constants, x);
   check_interval(op, interval);
 }
@@ -112,6 +118,7 @@ inline void check_recurrent_forward(
     const Tensor& recurrent_weights,
     ConstantTensors constants,
     bool exact,
+    bool smooth,
     int64_t interval) {
   check_layer(op, "input", input, v, recurrent_weights, constants, interval);
   const ScalarType state_type = compute_type(input.scalar_type());
@@ -129,6 +136,7 @@ inline void check_recurrent_forward(
   if (exact && !(input.scalar_type() == state_type && input_weights.scalar_type() == state_type &&
                  recurrent_weights.scalar_type() == state_type))
     fail(op, ": exact needs input and weights in float32, or all in float64");
+  check_alpha(op, constants, smooth);
 }
 
 inline void check_recurrent_backward(
@@ -140,6 +148,7 @@ inline void check_recurrent_backward(
     const Tensor& i_jump,
     const Tensor& states,
     const Tensor& v,
+    const Tensor& i,
     const Tensor& recurrent_weights,
     ConstantTensors constants,
     int64_t interval) {
@@ -150,6 +159,7 @@ inline void check_recurrent_backward(
   const Sizes sizes(sequence.data(), sequence.size());
   check_tensor(op, "i_jump", i_jump, sizes, state_type, i_jump);
   check_tensor(op, "v", v, v.sizes(), state_type, i_jump);
+  check_tensor(op, "i", i, v.sizes(), state_type, i_jump);
   check_states(
       op, grad_v, grad_i, grad_states, states, v, i_jump, layer.states(interval), layer.T,
       interval);

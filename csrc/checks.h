@@ -124,4 +124,15 @@ inline Surrogate check_surrogate(const char* op, int64_t method) {
   return static_cast<Surrogate>(method);
 }
 
+inline Method check_method(const char* op, int64_t method, bool smooth, ScalarType dtype) {
+  if (method == kAdjoint || method == kEventProp) {
+    if (smooth) fail(op, ": an event-based method has no smooth spikes");
+    return {Spike::kEvent, Surrogate::kHeaviside, method == kAdjoint};
+  }
+  if (!(method >= 0 && method < kAdjoint))
+    fail(op, ": unknown method ", method, "; known ones are 0 to ", kEventProp);
+  if (smooth && dtype != ScalarType::Double) fail(op, ": smooth spikes need float64");
+  return {smooth ? Spike::kSmooth : Spike::kStep, static_cast<Surrogate>(method), false};
+}
+
 }  // namespace fused_lif

@@ -23,8 +23,10 @@ std::string surrogate_names() {
 // [*step]. `out` are the spikes, or the potentials of an LI. `states`: [2, rows, *step] (1 without
 // synapse); rows is T if state_interval is 1, (T - 1) / state_interval if it is greater, 0 if it is
 // 0. neuron: 0 LIF, 1 LI (no threshold, no v_th, v_reset, alpha), 2 current encoder (no i,
-// tau_syn_inv). needs: bit k asks for the k-th gradient of the backward's result; what is not
-// needed comes back empty.
+// tau_syn_inv). method: a surrogate or an event-based method, see surrogate.h. smooth: the
+// primitive of the surrogate instead of spikes, in float64; the forward takes alpha then, and only
+// then. needs: bit k asks for the k-th gradient of the backward's result; what is not needed comes
+// back empty.
 //
 // lif_recurrent_*: input: [T, *batch, I] or [*batch, I]; z, v and i: [*batch, H], which is *step;
 // input_weights: [H, I]; recurrent_weights: [H, H]. exact: sum over weights with the matrix
@@ -41,27 +43,31 @@ std::string surrogate_names() {
 STABLE_TORCH_LIBRARY(fused_lif, m) {
   m.def(
       "lif_forward(Tensor x, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
-      "Tensor v_leak, Tensor? v_th, Tensor? v_reset, float dt, int neuron, bool soft_reset, "
-      "int state_interval) -> (Tensor out, Tensor v, Tensor i, Tensor states)");
+      "Tensor v_leak, Tensor? v_th, Tensor? v_reset, Tensor? alpha, float dt, int neuron, "
+      "bool soft_reset, int state_interval, int method, bool smooth) -> (Tensor out, Tensor v, "
+      "Tensor i, Tensor states)");
   m.def(
       "lif_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, Tensor? grad_states, "
       "Tensor x, Tensor states, Tensor v, Tensor? i, Tensor? tau_syn_inv, Tensor tau_mem_inv, "
       "Tensor v_leak, "
       "Tensor? v_th, Tensor? v_reset, Tensor? alpha, float dt, int neuron, bool soft_reset, "
-      "int state_interval, int method, bool detach_reset, int needs) -> (Tensor grad_x, "
-      "Tensor grad_v, Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, "
+      "int state_interval, int method, bool smooth, bool detach_reset, int needs) -> ("
+      "Tensor grad_x, Tensor grad_v, Tensor grad_i, Tensor grad_tau_syn_inv, Tensor "
+      "grad_tau_mem_inv, "
       "Tensor grad_v_leak, Tensor grad_v_th, Tensor grad_v_reset)");
   m.def(
       "lif_recurrent_forward(Tensor input, Tensor z, Tensor v, Tensor i, Tensor input_weights, "
       "Tensor recurrent_weights, Tensor tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, "
-      "Tensor v_th, Tensor v_reset, float dt, bool soft_reset, bool exact, int state_interval, "
-      "bool needs_grad) -> (Tensor out, Tensor v, Tensor i, Tensor i_jump, Tensor states, "
+      "Tensor v_th, Tensor v_reset, Tensor? alpha, float dt, bool soft_reset, bool exact, "
+      "int state_interval, int method, bool smooth, bool needs_grad) -> (Tensor out, Tensor v, "
+      "Tensor i, Tensor i_jump, Tensor states, "
       "Tensor input_spikes, Tensor hidden_spikes)");
   m.def(
       "lif_recurrent_backward(Tensor? grad_out, Tensor? grad_v, Tensor? grad_i, "
-      "Tensor? grad_states, Tensor i_jump, Tensor states, Tensor v, Tensor recurrent_weights, "
+      "Tensor? grad_states, Tensor i_jump, Tensor states, Tensor v, Tensor i, "
+      "Tensor recurrent_weights, "
       "Tensor tau_syn_inv, Tensor tau_mem_inv, Tensor v_leak, Tensor v_th, Tensor v_reset, "
-      "Tensor alpha, float dt, bool soft_reset, int state_interval, int method, "
+      "Tensor alpha, float dt, bool soft_reset, int state_interval, int method, bool smooth, "
       "bool detach_reset, int needs) -> (Tensor grad_x, Tensor grad_z, Tensor grad_v, "
       "Tensor grad_i, Tensor grad_tau_syn_inv, Tensor grad_tau_mem_inv, Tensor grad_v_leak, "
       "Tensor grad_v_th, Tensor grad_v_reset)");

@@ -1,7 +1,8 @@
-// Surrogate derivatives of the spike function H(s), s = v_decayed - v_th.
+// Surrogate derivatives of the spike function H(s), s = v_decayed - v_th, and their primitives.
 //
-// One entry per method: the enum value, its public name and its derivative. The Python table
-// (fused_lif/surrogate.py) gives the same formulas in torch; tests/test_surrogate.py compares them.
+// One entry per method: the enum value, its public name, its derivative and its primitive. The
+// Python table (fused_lif/surrogate.py) gives the same formulas in torch; tests/test_surrogate.py
+// compares them.
 #pragma once
 
 #include <cmath>
@@ -31,12 +32,18 @@ inline constexpr const char* kSurrogateNames[] = {"heaviside", "super", "triangl
 static_assert(
     sizeof(kSurrogateNames) / sizeof(kSurrogateNames[0]) == static_cast<size_t>(Surrogate::kCount));
 
+// The event-based methods, which have no surrogate (lif_step.h), are numbered on from there.
+inline constexpr int64_t kAdjoint = static_cast<int64_t>(Surrogate::kCount);
+inline constexpr int64_t kEventProp = kAdjoint + 1;
+
 // The functions that a vector type has to bring along; a scalar has them from <cmath>.
 template <typename V>
 struct Math {
   static FUSED_LIF_HD V constant(double x) { return static_cast<V>(x); }
   static FUSED_LIF_HD V exp(V x) { return std::exp(x); }
   static FUSED_LIF_HD V sqrt(V x) { return std::sqrt(x); }
+  static FUSED_LIF_HD V erf(V x) { return std::erf(x); }
+  static FUSED_LIF_HD V atan(V x) { return std::atan(x); }
 
   // 1 / x for x >= 1. On the GPU a division costs as much as the rest of a surrogate; this one is
   // off by two units in the last place, and only ever scales a gradient.
@@ -86,6 +93,56 @@ FUSED_LIF_HD V surrogate_grad(V s, V alpha) {
   } else {
     static_assert(kNotHandled<S>, "write the derivative of the new surrogate here");
   }
+}
+
+// The integral of surrogate_grad from s = -infinity: what takes the place of H(s) when gradients
+// are verified. All derivatives are even, hence the integral is `tail` below zero, `area - tail`
+// above.
+template <Surrogate S, typename V>
+FUSED_LIF_HD V surrogate_primitive(V s, V alpha) {
+  const V zero = Math<V>::constant(0), one = Math<V>::constant(1), two = Math<V>::constant(2);
+  const V half = Math<V>::constant(0.5), abs_s = s < zero ? -s : s;
+  V tail = zero, area = one;
+  if constexpr (S == Surrogate::kHeaviside) {  // H itself: its derivative is zero but at s = 0
+  } else if constexpr (S == Surrogate::kSuper) {
+    tail = one / (alpha * (alpha * abs_s + one));
+    area = two / alpha;
+  } else if constexpr (S == Surrogate::kTriangle) {
+    const V height = abs_s < one ? one - abs_s : zero;
+    tail = half * alpha * height * height;
+    area = alpha;
+  } else if constexpr (S == Surrogate::kTanh) {  // (1 + tanh(alpha s)) / alpha
+    const V u = alpha * abs_s, e = Math<V>::exp(-(u + u));
+    tail = two * e / (alpha * (one + e));
+    area = two / alpha;
+  } else if constexpr (S == Surrogate::kCirc) {  // alpha (1 + s / sqrt(alpha^2 + s^2))
+    const V r = abs_s / alpha;
+    tail = alpha * (one - r / Math<V>::sqrt(one + r * r));
+    area = two * alpha;
+  } else if constexpr (S == Surrogate::kHeaviErfc) {  // (1 + erf(alpha s)) / alpha
+    tail = (one - Math<V>::erf(alpha * abs_s)) / alpha;
+    area = two / alpha;
+  } else if constexpr (S == Surrogate::kSigmoid) {
+    const V e = Math<V>::exp(-(alpha * abs_s));
+    tail = e / (one + e);
+  } else if constexpr (S == Surrogate::kAtan) {
+    const V u = Math<V>::constant(1.5707963267948966) * alpha * abs_s;
+    tail = half - Math<V>::atan(u) * Math<V>::constant(0.3183098861837907);  // 1 / pi
+  } else if constexpr (S == Surrogate::kPiecewiseLinear) {
+    const V height = half - alpha * abs_s;
+    tail = height < zero ? zero : height;
+  } else {
+    static_assert(kNotHandled<S>, "write the primitive of the new surrogate here");
+  }
+  return s > zero ? area - tail : tail;
+}
+
+// The primitive of the surrogate with this value.
+template <int64_t kId = 0, typename V>
+FUSED_LIF_HD V smooth_spike(Surrogate surrogate, V s, V alpha) {
+  if constexpr (kId + 1 < static_cast<int64_t>(Surrogate::kCount))
+    if (surrogate != static_cast<Surrogate>(kId)) return smooth_spike<kId + 1>(surrogate, s, alpha);
+  return surrogate_primitive<static_cast<Surrogate>(kId)>(s, alpha);
 }
 
 }  // namespace fused_lif

@@ -1,9 +1,10 @@
 """Fused leaky integrate-and-fire layers for PyTorch, drop-in for ``norse.torch``."""
 
-from fused_lif import functional, init, module, optim, parametrizations
+from fused_lif import functional, init, module, optim, parametrizations, testing
 from fused_lif._version import __version__
 from fused_lif.backends import backend
 from fused_lif.debug import check_finite
+from fused_lif.functional.adjoint.lif_adjoint import lif_feed_forward_adjoint_step
 from fused_lif.functional.encode import (
     constant_current_lif_encode,
     euclidean_distance,
@@ -29,6 +30,7 @@ from fused_lif.functional.lif import (
     lif_step_integral,
 )
 from fused_lif.functional.lift import lift
+from fused_lif.functional.spike_times import spike_times
 from fused_lif.module import (
     LI,
     LIF,
@@ -86,6 +88,7 @@ __all__ = [
     "li_feed_forward_step",
     "li_step",
     "lif_current_encoder",
+    "lif_feed_forward_adjoint_step",
     "lif_feed_forward_integral",
     "lif_feed_forward_step",
     "lif_step",
@@ -102,4 +105,6 @@ __all__ = [
     "signed_poisson_encode_step",
     "spike_latency_encode",
     "spike_latency_lif_encode",
+    "spike_times",
+    "testing",
 ]

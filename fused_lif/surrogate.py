@@ -22,6 +22,13 @@ name                 derivative
 Sources: ``super`` is SuperSpike (Zenke & Ganguli 2018, section 3.3.2), ``triangle`` that of Esser
 et al. 2016 and Bellec et al. 2020, ``atan`` that of Fang et al. 2021.
 ``box`` is another name of ``piecewise_linear``: the function is a ramp, its derivative a box.
+
+Two more methods have no surrogate: they differentiate the times of the spikes (docs/gradients.md).
+``adjoint`` is Norse's discretisation of EventProp (Wunderlich & Pehle 2021), ``eventprop`` a
+consistent one.
+
+To verify gradients, :func:`fused_lif.testing.smooth_spikes` replaces :math:`H` by the primitive of
+the derivative, its integral from minus infinity.
 """
 
 from __future__ import annotations
@@ -40,10 +47,12 @@ class Surrogate(NamedTuple):
     Attributes:
         id: Value of ``enum class Surrogate`` in ``csrc/surrogate.h``.
         grad: dH/ds as a function of ``s = v - v_th`` and the sharpness ``alpha``.
+        primitive: Integral of ``grad`` from minus infinity to ``s``.
     """
 
     id: int
     grad: Callable[[Tensor, Tensor | float], Tensor]
+    primitive: Callable[[Tensor, Tensor | float], Tensor]
 
 
 def _sech2(u: Tensor) -> Tensor:
@@ -57,20 +66,62 @@ def _circ(s: Tensor, alpha: Tensor | float) -> Tensor:
     return 1 / (d * d.sqrt())
 
 
+def _ramp(s: Tensor) -> Tensor:
+    """Integral of relu(1 - |s|)."""
+    tail = torch.relu(1 - s.abs()) ** 2 / 2
+    return torch.where(s > 0, 1 - tail, tail)
+
+
 #: All surrogate derivatives by the name that users pass as ``LIFParameters.method``.
 SURROGATES: dict[str, Surrogate] = {
-    "heaviside": Surrogate(0, lambda s, alpha: torch.zeros_like(s)),
-    "super": Surrogate(1, lambda s, alpha: 1 / (alpha * s.abs() + 1) ** 2),
-    "triangle": Surrogate(2, lambda s, alpha: alpha * torch.relu(1 - s.abs())),
-    "tanh": Surrogate(3, lambda s, alpha: _sech2(alpha * s)),
-    "circ": Surrogate(4, _circ),
-    "heavi_erfc": Surrogate(
-        5, lambda s, alpha: 2 / math.sqrt(math.pi) * torch.exp(-((alpha * s) ** 2))
+    "heaviside": Surrogate(
+        0, lambda s, alpha: torch.zeros_like(s), lambda s, alpha: (s > 0).to(s.dtype)
     ),
-    "sigmoid": Surrogate(6, lambda s, alpha: alpha / 4 * _sech2(alpha * s / 2)),
-    "atan": Surrogate(7, lambda s, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * s) ** 2)),
+    "super": Surrogate(
+        1,
+        lambda s, alpha: 1 / (alpha * s.abs() + 1) ** 2,
+        lambda s, alpha: 1 / alpha + s / (1 + alpha * s.abs()),
+    ),
+    "triangle": Surrogate(
+        2, lambda s, alpha: alpha * torch.relu(1 - s.abs()), lambda s, alpha: alpha * _ramp(s)
+    ),
+    "tanh": Surrogate(
+        3,
+        lambda s, alpha: _sech2(alpha * s),
+        lambda s, alpha: (1 + torch.tanh(alpha * s)) / alpha,
+    ),
+    "circ": Surrogate(
+        4, _circ, lambda s, alpha: alpha * (1 + s / alpha / torch.sqrt(1 + (s / alpha) ** 2))
+    ),
+    "heavi_erfc": Surrogate(
+        5,
+        lambda s, alpha: 2 / math.sqrt(math.pi) * torch.exp(-((alpha * s) ** 2)),
+        lambda s, alpha: (1 + torch.erf(alpha * s)) / alpha,
+    ),
+    "sigmoid": Surrogate(
+        6,
+        lambda s, alpha: alpha / 4 * _sech2(alpha * s / 2),
+        lambda s, alpha: torch.sigmoid(alpha * s),
+    ),
+    "atan": Surrogate(
+        7,
+        lambda s, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * s) ** 2),
+        lambda s, alpha: 0.5 + torch.atan(math.pi / 2 * alpha * s) / math.pi,
+    ),
     "piecewise_linear": Surrogate(
-        8, lambda s, alpha: torch.where(alpha * s.abs() < 0.5, alpha, torch.zeros_like(s))
+        8,
+        lambda s, alpha: torch.where(alpha * s.abs() < 0.5, alpha, torch.zeros_like(s)),
+        lambda s, alpha: torch.clamp(alpha * s + 0.5, 0, 1),
     ),
 }
 SURROGATES["box"] = SURROGATES["piecewise_linear"]
+
+#: The event-based methods and their ids in ``csrc/surrogate.h``.
+EVENT_METHODS = {"adjoint": 9, "eventprop": 10}
+
+METHODS = (*SURROGATES, *EVENT_METHODS)
+
+
+def method_id(method: str) -> int:
+    """Returns the id by which the operators know a method."""
+    return SURROGATES[method].id if method in SURROGATES else EVENT_METHODS[method]

@@ -26,7 +26,8 @@ class LIFParameters(NamedTuple):
         v_leak: Potential that the membrane decays to, in units of the threshold.
         v_th: Firing threshold.
         v_reset: Potential after a spike.
-        method: Name of the surrogate derivative, see :mod:`fused_lif.surrogate`.
+        method: Name of the surrogate derivative, or ``"adjoint"`` or ``"eventprop"``, which
+            differentiate the times of the spikes; see :mod:`fused_lif.surrogate`.
         alpha: Sharpness of the surrogate derivative; a number or a tensor, without gradient.
     """
 
@@ -137,10 +138,11 @@ class LIFProblem(NamedTuple):
         alpha: Sharpness of the surrogate.
         dt: Length of one step, in seconds.
         neuron: What is integrated.
-        method: Name of the surrogate derivative.
+        method: Name of the surrogate derivative or of the event-based method.
         soft_reset: Subtract the threshold instead of resetting to ``v_reset``.
         detach_reset: Stop the gradient at the reset.
         record_states: Also return the states after all steps.
+        smooth: Replace spikes by the primitive of the surrogate, in float64.
         recurrence: Weights and initial spikes of a recurrent layer; ``None`` without.
     """
 
@@ -159,6 +161,7 @@ class LIFProblem(NamedTuple):
     soft_reset: bool
     detach_reset: bool
     record_states: bool
+    smooth: bool
     recurrence: Recurrence | None
 
 

@@ -93,7 +93,7 @@ CASES = {
         ),
         ValueError,
         "p.method must be one of heaviside, super, triangle, tanh, circ, heavi_erfc, sigmoid, "
-        "atan, piecewise_linear, box, got 'superspike'",
+        "atan, piecewise_linear, box, adjoint, eventprop, got 'superspike'",
     ),
     "float8": (
         lambda: LIF()(X.to(torch.float8_e5m2)),
@@ -116,10 +116,10 @@ CASES = {
         "dt must be a positive and finite number, in seconds, got 'a'",
     ),
     "method of a layer": (
-        lambda: LIF(LIFParameters(method="adjoint")),
+        lambda: LIF(LIFParameters(method="surrogate")),
         ValueError,
         "p.method must be one of heaviside, super, triangle, tanh, circ, heavi_erfc, sigmoid, "
-        "atan, piecewise_linear, box, got 'adjoint'",
+        "atan, piecewise_linear, box, adjoint, eventprop, got 'surrogate'",
     ),
     "reset": (
         lambda: LIFCell(reset="none"),
@@ -197,13 +197,15 @@ class TestOperators:
     """A direct call of an operator is checked again, in C++."""
 
     @staticmethod
-    def call(x=X, v=None, i=None, v_th=None, neuron=0, interval=0):
+    def call(
+        x=X, v=None, i=None, v_th=None, alpha=None, neuron=0, interval=0, method=1, smooth=False
+    ):
         c = torch.tensor(1.0)
         v = torch.zeros(2, 3) if v is None else v
         i = torch.zeros(2, 3) if i is None else i
         v_th = c if v_th is None else v_th
         return torch.ops.fused_lif.lif_forward(
-            x, v, i, c, c, c, v_th, c, 0.001, neuron, False, interval
+            x, v, i, c, c, c, v_th, c, alpha, 0.001, neuron, False, interval, method, smooth
         )
 
     @pytest.mark.parametrize(
@@ -219,6 +221,10 @@ class TestOperators:
             ({"v_th": torch.ones(3).long()}, "v_th must be floating-point"),
             ({"neuron": 3}, "unknown neuron 3"),
             ({"interval": -1}, "state_interval must be between 0 and 32, got -1"),
+            ({"method": 11}, "unknown method 11; known ones are 0 to 10"),
+            ({"smooth": True, "alpha": torch.tensor(1.0)}, "smooth spikes need float64"),
+            ({"smooth": True, "method": 10}, "an event-based method has no smooth spikes"),
+            ({"alpha": torch.tensor(1.0)}, "alpha must be given for smooth spikes only"),
         ],
         ids=lambda a: a if isinstance(a, str) else next(iter(a)),
     )

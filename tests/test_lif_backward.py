@@ -34,7 +34,9 @@ def check(case, backend):
     reference = case.to(torch.float32) if half else case
     step = case.v.shape
     per_element = reference._replace(
-        constants=tuple(c.detach().expand(step).clone().requires_grad_() for c in case.constants)
+        constants=tuple(
+            c.detach().expand(step).clone().requires_grad_() for c in reference.constants
+        )
     )
     actual, expected = gradients(case, backend), gradients(reference, "reference", case.x.dtype)
     if half:

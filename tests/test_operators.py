@@ -8,7 +8,10 @@ from helpers import BACKENDS, DEVICE, moved, running
 
 from fused_lif import LIFParameters
 from fused_lif.backends import native
+from fused_lif.surrogate import method_id
 from fused_lif.types import Neuron
+
+SUPER, EVENTPROP = (method_id(name) for name in ("super", "eventprop"))
 
 pytestmark = pytest.mark.skipif(
     native.IMPORT_ERROR is not None, reason="the C++ extension is not built"
@@ -49,10 +52,13 @@ def arguments(neuron, shape, interval, dtype=torch.float32):
         p.v_leak,
         p.v_th if threshold else None,
         p.v_reset if threshold else None,
+        None,
         0.001,
         int(neuron),
         False,
         interval,
+        SUPER,
+        False,
     )
 
 
@@ -72,6 +78,7 @@ def test_backward(neuron, shape, interval, needs, backend):
     x, *tensors = forward[:8]
     _, v, _, states = torch.ops.fused_lif.lif_forward(*forward)
     alpha = None if neuron == Neuron.LI else torch.tensor(100.0)
+    method = EVENTPROP if needs == 1 and neuron != Neuron.LI else SUPER
     opcheck(
         "lif_backward",
         (
@@ -83,8 +90,9 @@ def test_backward(neuron, shape, interval, needs, backend):
             states,
             *tensors,
             alpha,
-            *forward[8:],
-            1,
+            *forward[9:13],
+            method,
+            False,
             False,
             needs,
         ),
@@ -111,10 +119,13 @@ def recurrent_arguments(shape, interval, *, exact=False, needs_grad=True, dtype=
         torch.randn(70, 5),
         torch.randn(70, 70) / 8,
         *constants,
+        None,
         0.001,
         False,
         exact,
         interval,
+        SUPER,
+        False,
         needs_grad,
     )
 
@@ -167,7 +178,7 @@ def test_recurrent_forward_of_other_dtypes(dtype, backend):
 )
 def test_recurrent_backward(shape, interval, needs, with_grads, backend):
     forward = recurrent_arguments(shape, interval)
-    v, recurrent_weights, constants = forward[2], forward[5], forward[6:11]
+    v, i, recurrent_weights, constants = *forward[2:4], forward[5], forward[6:11]
     out, _, _, i_jump, states, *_ = torch.ops.fused_lif.lif_recurrent_forward(*forward)
     opcheck(
         "lif_recurrent_backward",
@@ -179,13 +190,15 @@ def test_recurrent_backward(shape, interval, needs, with_grads, backend):
             i_jump,
             states,
             v,
+            i,
             recurrent_weights,
             *constants,
             torch.tensor(100.0),
             0.001,
             False,
             interval,
-            1,
+            EVENTPROP if needs == 1 else SUPER,
+            False,
             False,
             needs,
         ),

@@ -33,7 +33,10 @@ def run(x=X, s=None, w_in=W_IN, w_rec=W_REC, p=LIFParameters(), **options):
 
 
 DTYPES = "float32, float64, bfloat16, float16"
-METHODS = "heaviside, super, triangle, tanh, circ, heavi_erfc, sigmoid, atan, piecewise_linear, box"
+METHODS = (
+    "heaviside, super, triangle, tanh, circ, heavi_erfc, sigmoid, atan, piecewise_linear, box, "
+    "adjoint, eventprop"
+)
 
 CASES = {
     "input weights of a strange type": (
@@ -178,14 +181,14 @@ CASES = {
         "v_th must broadcast against one time step of shape (2, 1), got shape (7,)",
     ),
     "method": (
-        lambda: run(p=LIFParameters(method="adjoint")),
+        lambda: run(p=LIFParameters(method="surrogate")),
         ValueError,
-        f"p.method must be one of {METHODS}, got 'adjoint'",
+        f"p.method must be one of {METHODS}, got 'surrogate'",
     ),
     "method of a layer": (
-        lambda: LIFRecurrent(4, 3, LIFParameters(method="adjoint")),
+        lambda: LIFRecurrent(4, 3, LIFParameters(method="surrogate")),
         ValueError,
-        f"p.method must be one of {METHODS}, got 'adjoint'",
+        f"p.method must be one of {METHODS}, got 'surrogate'",
     ),
     "reset": (
         lambda: run(reset="none"),

@@ -81,7 +81,7 @@ def run_layer(x, z=None, *, hidden=70, exact=False):
     weights = torch.randn(hidden, x.shape[-1]) * 0.3, torch.randn(hidden, hidden) * 0.1
     constants = (torch.tensor(c) for c in (200.0, 300.0, 0.1, 0.2, 0.0))
     out, *_, input_spikes, hidden_spikes = ops.lif_recurrent_forward(
-        x, z, v, i, *weights, *constants, 0.001, False, exact, 32, True
+        x, z, v, i, *weights, *constants, None, 0.001, False, exact, 32, 1, False, True
     )
     return out, input_spikes, hidden_spikes
 
@@ -253,9 +253,9 @@ def test_backward_with_every_number_of_threads_has_the_same_bits(batch):
     grad_out, i_jump = (torch.randn(shape, generator=generator) for _ in range(2))
     arguments = (
         *(grad_out, None, None, None, i_jump),
-        *(torch.zeros(1, 0, *shape[1:]), torch.zeros(shape[1:])),
+        *(torch.zeros(1, 0, *shape[1:]), torch.zeros(shape[1:]), torch.zeros(shape[1:])),
         *(torch.randn(100, 100, generator=generator) * 0.02, *constants, torch.tensor(3.0)),
-        *(0.001, False, 0, 1, True, 255),
+        *(0.001, False, 0, 1, False, True, 255),
     )
     expected = with_threads(1, lambda: ops.lif_recurrent_backward(*arguments))
     assert all(g.any() for g in expected)
@@ -406,10 +406,13 @@ def forward(**changes):
         "input_weights": zeros(H, N),
         "recurrent_weights": zeros(H, H),
         **{name: c for name in ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")},
+        "alpha": None,
         "dt": 0.001,
         "soft_reset": False,
         "exact": False,
         "state_interval": 32,
+        "method": 1,
+        "smooth": False,
         "needs_grad": True,
     }
     return ops.lif_recurrent_forward(**{**arguments, **changes})
@@ -425,6 +428,7 @@ def backward(**changes):
         "i_jump": zeros(T, B, H),
         "states": zeros(1, 0, B, H),
         "v": zeros(B, H),
+        "i": zeros(B, H),
         "recurrent_weights": zeros(H, H),
         **{name: c for name in ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")},
         "alpha": c,
@@ -432,6 +436,7 @@ def backward(**changes):
         "soft_reset": False,
         "state_interval": 32,
         "method": 1,
+        "smooth": False,
         "detach_reset": True,
         "needs": 255,
     }
@@ -536,8 +541,8 @@ MESSAGES = {
         ({"recurrent_weights": long(H, H)}, "recurrent_weights must be floating-point"),
         ({"alpha": zeros(7)}, "alpha must broadcast to one time step of shape [2, 3]"),
         ({"v_th": long()}, "v_th must be floating-point"),
-        ({"method": 9}, "unknown surrogate id 9; known ids are 0 to 8"),
-        ({"method": -1}, "unknown surrogate id -1; known ids are 0 to 8"),
+        ({"method": 11}, "unknown method 11; known ones are 0 to 10"),
+        ({"method": -1}, "unknown method -1; known ones are 0 to 10"),
     ],
     weight_grad: [
         ({"grad": zeros(T, H)}, "input must have shape [6, 4] to match"),

@@ -50,20 +50,18 @@ def test_cpp_derivative_matches_table(name, alpha, dtype):
 @pytest.mark.parametrize("name", SURROGATES)
 def test_derivative_of_the_primitive(name, alpha):
     """The table against finite differences of the functions that the names stand for."""
-    sqrt_pi = torch.pi**0.5
     primitives = {
         "heaviside": lambda s: (s > 0).double(),
         "super": lambda s: s / (1 + alpha * s.abs()),
         "triangle": lambda s: alpha * torch.where(s.abs() < 1, s - s * s.abs() / 2, s.sign() / 2),
         "tanh": lambda s: torch.tanh(alpha * s) / alpha,
-        "circ": lambda s: alpha * s / (alpha**2 + s**2).sqrt() * (1 / alpha) * alpha,
+        "circ": lambda s: alpha * s / (alpha**2 + s**2).sqrt(),
         "heavi_erfc": lambda s: torch.erf(alpha * s) / alpha,
         "sigmoid": lambda s: torch.sigmoid(alpha * s),
         "atan": lambda s: torch.atan(torch.pi / 2 * alpha * s) / torch.pi,
         "piecewise_linear": lambda s: (alpha * s + 0.5).clamp(0, 1),
     }
     primitives["box"] = primitives["piecewise_linear"]
-    assert sqrt_pi > 0
     # Away from the kinks at 0, 1 and 1 / (2 alpha).
     s = torch.linspace(-1.5, 1.5, 997, dtype=torch.float64) + 1e-4
     h = 1e-6
@@ -72,3 +70,9 @@ def test_derivative_of_the_primitive(name, alpha):
     f = primitives[name]
     expected = (f(s + h) - f(s - h)) / (2 * h)
     torch.testing.assert_close(SURROGATES[name].grad(s, alpha), expected, rtol=1e-5, atol=1e-6)
+    # The primitive of the table is the one that starts from zero.
+    start = torch.full((), -1e18, dtype=torch.float64)
+    primitive = SURROGATES[name].primitive
+    scale = float(primitive(-start, alpha))
+    torch.testing.assert_close(primitive(s, alpha), f(s) - f(start), rtol=0, atol=1e-13 * scale)
+    assert float(primitive(start, alpha)) == pytest.approx(0, abs=1e-15 * scale)

@@ -47,6 +47,7 @@ struct Forward {
   void* states;  // [2, rows, M] (v and i; no i without synapse): states after step interval * (row
                  // + 1) - 1
   int64_t rows, interval;
+  Method method;
   bool flush_denormals;
 };
 
@@ -61,7 +62,8 @@ struct Backward {
   void *grad_v0, *grad_i0;
   GradSum sums[kNumGrads];
   int64_t unit;  // columns; a power of two
-  Surrogate surrogate;
+  Method method;
+  double dt;
   bool detach_reset, flush_denormals, stream_grad_x;
 };
 
@@ -89,6 +91,7 @@ struct RecurrentForward {
   uint64_t *input_spikes, *hidden_spikes;  // of [T, B] rows, packed
   void* states;  // [2, T, B, H] if interval is 1, else [1, rows, B, H]: the potential only
   int64_t T, rows, interval;
+  Method method;
   bool flush_denormals;
   void* (*allocate)(int64_t bytes);
 };
@@ -96,7 +99,7 @@ struct RecurrentForward {
 struct RecurrentBackward {
   int64_t T, B, H, ld;
   Sequence grad_out;
-  const void *i_jump, *v0, *states;
+  const void *i_jump, *v0, *i0, *states;
   int64_t rows, interval, segment;
   const void* recurrent_weights;  // [H, ld], not transposed
   Constant constants[kNumConstants];
@@ -106,7 +109,8 @@ struct RecurrentBackward {
   void *grad_v0, *grad_i0;
   GradSum sums[kNumGrads];
   int64_t unit_rows;  // batch rows whose gradients of constants are summed together
-  Surrogate surrogate;
+  Method method;
+  double dt;
   bool detach_reset, flush_denormals;
   void* (*allocate)(int64_t bytes);
 };

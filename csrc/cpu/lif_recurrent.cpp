@@ -33,6 +33,7 @@ Outputs forward_as(
     Reset reset,
     bool exact,
     int64_t interval,
+    Method method,
     bool needs_grad) {
   constexpr ScalarType kType = kScalarType<S>;
   const Layer layer(input, v);
@@ -45,7 +46,8 @@ Outputs forward_as(
   Tensor v_end = new_empty(layer.step, kType), i_end = new_empty(layer.step, kType);
   Tensor i_jump = new_empty(needs_grad ? layer.sequence(has_time) : std::vector<int64_t>{0}, kType);
   Tensor states = new_empty(layer.states(interval), kType);
-  const bool packs = needs_grad && !exact;
+  const bool smooth = method.spike == Spike::kSmooth;
+  const bool packs = needs_grad && !exact && !smooth;
   const int64_t I = input_shape.step.back();
   Tensor input_spikes = new_packed(packs, to_vector(input.sizes()));
   Tensor hidden_spikes = new_packed(packs, to_vector(out.sizes()));
@@ -71,6 +73,7 @@ Outputs forward_as(
   args.states = states.data_ptr();
   args.rows = rows_of(layer.T, interval);
   args.interval = interval;
+  args.method = method;
   args.flush_denormals = set.flush_denormals;
   args.allocate = &scratch;
   const Kernels& kernels = current_kernels();
@@ -87,7 +90,7 @@ Outputs forward_as(
     std::atomic<bool> finite = true;
     const Tensor from_input = lay_out<S>(input_weights, true, args.ld, finite);
     const Tensor from_hidden = lay_out<S>(recurrent_weights, true, args.ld, finite);
-    args.always_dense = !finite;
+    args.always_dense = !finite || smooth;
     args.input_weights = from_input.data_ptr();
     args.recurrent_weights = from_hidden.data_ptr();
     // A guess: one input in sixteen is a spike.
@@ -127,22 +130,27 @@ Outputs lif_recurrent_forward_cpu(
     Tensor v_leak,
     Tensor v_th,
     Tensor v_reset,
+    std::optional<Tensor> alpha,
     double dt,
     bool soft_reset,
     bool exact,
     int64_t state_interval,
+    int64_t method,
+    bool smooth,
     bool needs_grad) {
   const char* op = "lif_recurrent_forward";
+  const Method m = check_method(op, method, smooth, input.scalar_type());
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
-                                                          v_th,        v_reset,     std::nullopt};
+                                                          v_th,        v_reset,     alpha};
   check_recurrent_forward(
-      op, input, z, v, i, input_weights, recurrent_weights, constants, exact, state_interval);
+      op, input, z, v, i, input_weights, recurrent_weights, constants, exact, smooth,
+      state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const bool is_double = compute_type(input.scalar_type()) == ScalarType::Double;
   const auto run = is_double ? &forward_as<double> : &forward_as<float>;
   return run(
       input, z, v, i, input_weights, recurrent_weights, constants, dt, reset, exact, state_interval,
-      needs_grad);
+      m, needs_grad);
 }
 
 // ---- backward ----
@@ -158,12 +166,13 @@ Grads backward_as(
     const Tensor& i_jump,
     const Tensor& states,
     const Tensor& v,
+    const Tensor& i,
     const Tensor& recurrent_weights,
     ConstantTensors constants,
     double dt,
     Reset reset,
     int64_t interval,
-    Surrogate surrogate,
+    Method method,
     bool detach_reset,
     Needs needs) {
   constexpr ScalarType kType = kScalarType<S>;
@@ -193,6 +202,7 @@ Grads backward_as(
   }
   args.i_jump = data_of(i_jump);
   args.v0 = data_of(v);
+  args.i0 = data_of(i);
   args.states = data_of(states);
   args.rows = rows_of(layer.T, interval);
   args.interval = std::max<int64_t>(interval, 1);
@@ -204,7 +214,8 @@ Grads backward_as(
   args.grad_v = data_of(grad_v);
   args.grad_i = data_of(grad_i);
   args.grad_states = data_of(grad_states);
-  args.surrogate = surrogate;
+  args.method = method;
+  args.dt = dt;
   args.detach_reset = detach_reset;
   args.flush_denormals = set.flush_denormals;
   args.allocate = &scratch;
@@ -258,8 +269,9 @@ Grads lif_recurrent_backward_cpu(
     std::optional<Tensor> grad_states,  // [2, T, *step]
     Tensor i_jump,                      // [T, *step]
     Tensor states,                      // [1, rows, *step] or [2, T, *step]
-    Tensor v,                           // [*step], initial
-    Tensor recurrent_weights,           // [H, H]
+    Tensor v,                           // [*step], initial, as i
+    Tensor i,
+    Tensor recurrent_weights,  // [H, H]
     Tensor tau_syn_inv,
     Tensor tau_mem_inv,
     Tensor v_leak,
@@ -270,21 +282,22 @@ Grads lif_recurrent_backward_cpu(
     bool soft_reset,
     int64_t state_interval,
     int64_t method,
+    bool smooth,
     bool detach_reset,
     int64_t needs) {
   const char* op = "lif_recurrent_backward";
-  const Surrogate surrogate = check_surrogate(op, method);
+  const Method m = check_method(op, method, smooth, i_jump.scalar_type());
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     alpha};
   check_recurrent_backward(
-      op, grad_out, grad_v, grad_i, grad_states, i_jump, states, v, recurrent_weights, constants,
+      op, grad_out, grad_v, grad_i, grad_states, i_jump, states, v, i, recurrent_weights, constants,
       state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const bool is_double = i_jump.scalar_type() == ScalarType::Double;
   const auto run = is_double ? &backward_as<double> : &backward_as<float>;
   return run(
-      grad_out, grad_v, grad_i, grad_states, i_jump, states, v, recurrent_weights, constants, dt,
-      reset, state_interval, surrogate, detach_reset, {needs});
+      grad_out, grad_v, grad_i, grad_states, i_jump, states, v, i, recurrent_weights, constants, dt,
+      reset, state_interval, m, detach_reset, {needs});
 }
 
 }  // namespace

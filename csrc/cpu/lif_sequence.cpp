@@ -46,7 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
     double dt,
     Neuron neuron,
     Reset reset,
-    int64_t interval) {
+    int64_t interval,
+    Method method) {
   const char* op = "lif_forward";
   const Shape shape(x, v.dim());
   const int64_t T = shape.T, M = shape.M;
@@ -75,6 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(
   args.states = states.data_ptr();
   args.rows = rows;
   args.interval = interval;
+  args.method = method;
   args.flush_denormals = set.flush_denormals;
   const Kernels& kernels = current_kernels();
   const DType dtype = to_dtype(x.scalar_type());
@@ -93,18 +95,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cpu(
     Tensor v_leak,
     std::optional<Tensor> v_th,
     std::optional<Tensor> v_reset,
+    std::optional<Tensor> alpha,
     double dt,
     int64_t neuron,
     bool soft_reset,
-    int64_t state_interval) {
-  const Neuron n = check_neuron("lif_forward", neuron);
+    int64_t state_interval,
+    int64_t method,
+    bool smooth) {
+  const char* op = "lif_forward";
+  const Neuron n = check_neuron(op, neuron);
+  const Method m = check_method(op, method, smooth, x.scalar_type());
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
-                                                          v_th,        v_reset,     std::nullopt};
-  check_sequence("lif_forward", x, v, i, constants, n, false, state_interval);
+                                                          v_th,        v_reset,     alpha};
+  check_sequence(op, x, v, i, constants, n, smooth, state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
-  if (x.scalar_type() == ScalarType::Double)
-    return forward_as<double>(x, v, i, constants, dt, n, reset, state_interval);
-  return forward_as<float>(x, v, i, constants, dt, n, reset, state_interval);
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  const auto run = is_double ? &forward_as<double> : &forward_as<float>;
+  return run(x, v, i, constants, dt, n, reset, state_interval, m);
 }
 
 // ---- backward ----
@@ -126,7 +133,7 @@ Grads backward_as(
     Neuron neuron,
     Reset reset,
     int64_t interval,
-    Surrogate surrogate,
+    Method method,
     bool detach_reset,
     Needs needs) {
   const char* op = "lif_backward";
@@ -168,7 +175,8 @@ Grads backward_as(
   args.grad_v = data_of(grad_v);
   args.grad_i = data_of(grad_i);
   args.grad_states = data_of(grad_states);
-  args.surrogate = surrogate;
+  args.method = method;
+  args.dt = dt;
   args.detach_reset = detach_reset;
   args.flush_denormals = set.flush_denormals;
   args.unit = unit_of(M);
@@ -227,11 +235,12 @@ Grads lif_backward_cpu(
     bool soft_reset,
     int64_t state_interval,
     int64_t method,
+    bool smooth,
     bool detach_reset,
     int64_t needs) {
   const char* op = "lif_backward";
   const Neuron n = check_neuron(op, neuron);
-  const Surrogate surrogate = check_surrogate(op, method);
+  const Method m = check_method(op, method, smooth, x.scalar_type());
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     alpha};
   check_sequence(op, x, v, i, constants, n, true, state_interval);
@@ -245,7 +254,7 @@ Grads lif_backward_cpu(
   const auto run = is_double ? &backward_as<double> : &backward_as<float>;
   return run(
       grad_out, grad_v, grad_i, grad_states, x, states, v, i, constants, dt, n, reset,
-      state_interval, surrogate, detach_reset, {needs});
+      state_interval, m, detach_reset, {needs});
 }
 
 Tensor surrogate_grad_cpu(Tensor s, int64_t method, double alpha) {

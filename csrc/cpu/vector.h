@@ -354,11 +354,27 @@ FUSED_LIF_INLINE Vector<S> sqrt_vector(Vector<S> x) {
   return x;
 }
 
+// For smooth spikes only, which need not be fast.
+template <typename S>
+FUSED_LIF_INLINE Vector<S> erf_vector(Vector<S> x) {
+  for (int k = 0; k < kLanes<S>; ++k)
+    x[k] = sizeof(S) == 4 ? __builtin_erff(x[k]) : __builtin_erf(x[k]);
+  return x;
+}
+template <typename S>
+FUSED_LIF_INLINE Vector<S> atan_vector(Vector<S> x) {
+  for (int k = 0; k < kLanes<S>; ++k)
+    x[k] = sizeof(S) == 4 ? __builtin_atanf(x[k]) : __builtin_atan(x[k]);
+  return x;
+}
+
 template <typename S>
 struct VectorMath {
   static FUSED_LIF_HD Vector<S> constant(double x) { return broadcast<S>(S(x)); }
   static FUSED_LIF_HD Vector<S> exp(Vector<S> x) { return exp_vector<S>(x); }
   static FUSED_LIF_HD Vector<S> sqrt(Vector<S> x) { return sqrt_vector<S>(x); }
+  static FUSED_LIF_HD Vector<S> erf(Vector<S> x) { return erf_vector<S>(x); }
+  static FUSED_LIF_HD Vector<S> atan(Vector<S> x) { return atan_vector<S>(x); }
   static FUSED_LIF_HD Vector<S> reciprocal(Vector<S> x) { return broadcast<S>(S(1)) / x; }
 };
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from fused_lif.surrogate import SURROGATES
+from fused_lif.surrogate import EVENT_METHODS, method_id
 from fused_lif.types import LIFProblem, LIFResult, Neuron, Recurrence
 
 
@@ -40,7 +40,7 @@ def _state_rows(x: Tensor, v: Tensor, state_interval: int) -> int:
 def lif_forward_fake(
     x: Tensor, v: Tensor, i: Tensor | None, *constants: Tensor | None, **options: Any
 ) -> tuple[Tensor, ...]:
-    *_, state_interval = constants
+    *_, state_interval, _, _ = constants
     assert isinstance(state_interval, int)
     states = v.new_empty((1 if i is None else 2, _state_rows(x, v, state_interval), *v.shape))
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -77,8 +77,8 @@ def lif_recurrent_forward_fake(
     i: Tensor,
     *weights_constants_and_options: Any,
 ) -> tuple[Tensor, ...]:
-    exact, state_interval, needs_grad = weights_constants_and_options[-3:]
-    packs = needs_grad and not exact and v.device.type == "cpu"
+    exact, state_interval, _, smooth, needs_grad = weights_constants_and_options[-5:]
+    packs = needs_grad and not exact and not smooth and v.device.type == "cpu"
     rows = _state_rows(input_tensor, v, state_interval)
     sequence = (*input_tensor.shape[:-1], v.shape[-1])
     return (
@@ -106,6 +106,7 @@ def lif_recurrent_backward_fake(
     i_jump: Tensor,
     states: Tensor,
     v: Tensor,
+    i: Tensor,
     recurrent_weights: Tensor,
     *constants_and_options: Any,
 ) -> tuple[Tensor, ...]:
@@ -154,7 +155,20 @@ class _Options(NamedTuple):
     soft_reset: bool
     state_interval: int
     method: int
+    smooth: bool
     detach_reset: bool
+
+    def sequence_forward(self, alpha: Tensor | None) -> tuple[Any, ...]:
+        """Returns the last arguments of ``lif_forward``; alpha is for smooth spikes only."""
+        return (alpha if self.smooth else None, *self[:6])
+
+    def recurrent_forward(
+        self, alpha: Tensor | None, *, exact: bool, needs_grad: bool
+    ) -> tuple[Any, ...]:
+        """Returns the last arguments of ``lif_recurrent_forward``, likewise."""
+        dt, _, soft_reset, state_interval, method, smooth, _ = self
+        alpha = alpha if smooth else None
+        return (alpha, dt, soft_reset, exact, state_interval, method, smooth, needs_grad)
 
 
 class _LIFSequence(torch.autograd.Function):
@@ -176,7 +190,9 @@ class _LIFSequence(torch.autograd.Function):
         operators: Operators,
     ) -> tuple[Tensor, ...]:
         constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
-        out, v_end, i_end, states = operators.lif_forward(x, v, i, *constants, *options[:4])
+        out, v_end, i_end, states = operators.lif_forward(
+            x, v, i, *constants, *options.sequence_forward(alpha)
+        )
         ctx.save_for_backward(x, states, v, i, *constants, alpha)
         ctx.options = options
         ctx.operators = operators
@@ -245,11 +261,7 @@ class _LIFRecurrent(torch.autograd.Function):
             i,
             *weights,
             *constants,
-            options.dt,
-            options.soft_reset,
-            exact,
-            options.state_interval,
-            True,
+            *options.recurrent_forward(alpha, exact=exact, needs_grad=True),
         )
         is_packed = len(packed) > 0 and packed[0].shape[-1] > 0
         input_spikes, hidden_spikes = packed if is_packed else (None, None)
@@ -258,7 +270,7 @@ class _LIFRecurrent(torch.autograd.Function):
         ctx.save_for_backward(
             *((input_tensor, input_spikes) if needs_in else (None, None)),
             *((z, None if is_packed else out, hidden_spikes) if needs_rec else (None, None, None)),
-            *(i_jump, states, v, *weights, *constants, alpha),
+            *(i_jump, states, v, i, *weights, *constants, alpha),
         )
         ctx.options = options
         ctx.operators = operators
@@ -293,7 +305,7 @@ class _LIFRecurrent(torch.autograd.Function):
 def _recurrent_grads(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
     """Returns the gradients in the order of the forward's inputs; empty where not needed."""
     input_tensor, input_spikes, z, out, hidden_spikes, *rest = ctx.saved_tensors
-    i_jump, states, v, input_weights, recurrent_weights, *constants = rest
+    i_jump, states, v, i, input_weights, recurrent_weights, *constants = rest
     options: _Options = ctx.options
     operators: Operators = ctx.operators
     needs_input, needs_z, needs_v, needs_i, needs_in, needs_rec, *needs_constants, _ = (
@@ -304,25 +316,43 @@ def _recurrent_grads(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
         needs, bit = needs | bit * needed, 2 * bit
     dt, _, *options_backward = options
     grad_x, *grad_others = operators.lif_recurrent_backward(
-        *grads, i_jump, states, v, recurrent_weights, *constants, dt, *options_backward, needs
+        *grads, i_jump, states, v, i, recurrent_weights, *constants, dt, *options_backward, needs
     )
     grad_input = grad_in = grad_rec = v.new_empty((0,))
     hidden_size, input_size = input_weights.shape
+    has_time = grad_x.dim() > v.dim()
     if needs_input:
         grad_input = operators.input_grad(grad_x, input_weights).to(ctx.input_dtype)
+    if is_adjoint := options.method == EVENT_METHODS["adjoint"]:
+        _, _, grad_i, grad_states = grads
+        grad_x = _norse_currents(grad_x if has_time else grad_x[None], grad_i, grad_states)
+        grad_x = grad_x if has_time else grad_x[0]
     if needs_in:
         grad_in = operators.weight_grad(grad_x, input_tensor, input_spikes, input_size)
         grad_in = grad_in.to(input_weights.dtype)
-    if needs_rec:
-        has_time = grad_x.dim() > v.dim()
+    if needs_rec and is_adjoint:
+        grad_rec = operators.weight_grad(grad_x, out, hidden_spikes, hidden_size)
+    elif needs_rec:
         grad_rec = operators.weight_grad(grad_x[0] if has_time else grad_x, z, None, hidden_size)
         if has_time and len(grad_x) > 1:
             before = (None if t is None else t[:-1] for t in (out, hidden_spikes))
             grad_rec += operators.weight_grad(grad_x[1:], *before, hidden_size)
+    if needs_rec:
         if not ctx.autapses:
             grad_rec.fill_diagonal_(0.0)
         grad_rec = grad_rec.to(recurrent_weights.dtype)
     return (grad_input, *grad_others[:3], grad_in, grad_rec, *grad_others[3:])
+
+
+def _norse_currents(grad_x: Tensor, grad_i: Tensor | None, grad_states: Tensor | None) -> Tensor:
+    """Returns the gradients of the currents after each step.
+
+    From them, instead of from those of the step's input, Norse's adjoint takes the gradients of
+    weights: the gradient of the current after a step is that of the next step's input.
+    """
+    last = torch.zeros_like(grad_x[-1]) if grad_i is None else grad_i
+    after = torch.cat([grad_x[1:], last.unsqueeze(0)])
+    return after if grad_states is None else after + grad_states[1]
 
 
 def _needs_grad(tensors: Iterable[Tensor | None]) -> bool:
@@ -340,16 +370,15 @@ def run(problem: LIFProblem, operators: Operators, checkpoint_interval: int) -> 
     """
     if problem.recurrence is not None:
         return _run_recurrent(problem, problem.recurrence, operators, checkpoint_interval)
-    *tensors, alpha, dt, neuron, method, soft_reset, detach_reset, record_states, _ = problem
-    if _needs_grad(tensors):
-        interval = 1 if record_states else checkpoint_interval
-        surrogate = SURROGATES[method].id
-        options = _Options(dt, int(neuron), soft_reset, interval, surrogate, detach_reset)
+    *tensors, alpha, dt, neuron, name, soft_reset, detach_reset, record_states, smooth, _ = problem
+    method, needs_grad = method_id(name), _needs_grad(tensors)
+    interval = 1 if record_states else checkpoint_interval if needs_grad else 0
+    options = _Options(dt, int(neuron), soft_reset, interval, method, smooth, detach_reset)
+    if needs_grad:
         out, v, i, *rest = _LIFSequence.apply(*tensors, alpha, options, operators)
         states = rest[0] if rest else None
     else:
-        interval = 1 if record_states else 0
-        out, v, i, states = operators.lif_forward(*tensors, dt, int(neuron), soft_reset, interval)
+        out, v, i, states = operators.lif_forward(*tensors, *options.sequence_forward(alpha))
     if neuron is Neuron.CURRENT_ENCODER:
         i = None
     return LIFResult(out, v, i, states if record_states else None)
@@ -362,22 +391,24 @@ def _run_recurrent(
     *spikes_and_weights, autapses, exact = recurrence
     tensors = (x, spikes_and_weights[0], v, i, *spikes_and_weights[1:], *constants)
     interval = 1 if problem.record_states else 0
-    if _needs_grad(tensors):
-        options = _Options(
-            problem.dt,
-            int(problem.neuron),
-            problem.soft_reset,
-            interval or checkpoint_interval,
-            SURROGATES[problem.method].id,
-            problem.detach_reset,
-        )
+    needs_grad = _needs_grad(tensors)
+    options = _Options(
+        problem.dt,
+        int(problem.neuron),
+        problem.soft_reset,
+        (interval or checkpoint_interval) if needs_grad else interval,
+        method_id(problem.method),
+        problem.smooth,
+        problem.detach_reset,
+    )
+    if needs_grad:
         out, v_end, i_end, *rest = _LIFRecurrent.apply(
             *tensors, problem.alpha, options, operators, exact, autapses
         )
         states = rest[0] if rest else None
     else:
         out, v_end, i_end, _, states, *_ = operators.lif_recurrent_forward(
-            *tensors, problem.dt, problem.soft_reset, exact, interval, False
+            *tensors, *options.recurrent_forward(problem.alpha, exact=exact, needs_grad=False)
         )
     return LIFResult(out, v_end, i_end, states if problem.record_states else None)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fused_lif.backends._base import Backend
-from fused_lif.surrogate import SURROGATES, Surrogate
+from fused_lif.backends._events import EventSequence, Options
+from fused_lif.surrogate import EVENT_METHODS, SURROGATES, Surrogate
 from fused_lif.types import LIFProblem, LIFResult, Neuron
 
 
@@ -33,6 +34,14 @@ class _Spike(torch.autograd.Function):
         return grad_z * ctx.surrogate.grad(s, alpha), None, None
 
 
+class _SmoothSpike(_Spike):
+    """z = S(s), the primitive of the surrogate derivative."""
+
+    @staticmethod
+    def forward(s: Tensor, alpha: Tensor, surrogate: Surrogate) -> Tensor:
+        return surrogate.primitive(s, alpha)
+
+
 class _Choose(torch.autograd.Function):
     """z * a + (1 - z) * b for z of 0 or 1, exact also where the other one is infinite."""
 
@@ -53,6 +62,10 @@ class _Choose(torch.autograd.Function):
         return grad * (a - b), grad_a, torch.where(z > 0, 0, grad)
 
 
+def _mix(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return z * a + (1 - z) * b
+
+
 def _rate(dt: float, tau_inv: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns dt * tau_inv, formed in the dtype of tau_inv but for half types, as in csrc."""
     if tau_inv.dtype in (torch.float16, torch.bfloat16):
@@ -67,7 +80,7 @@ def _without_autapse_gradients(weights: Tensor) -> Tensor:
 
 def _run(problem: LIFProblem) -> LIFResult:
     q, v, i, dtype = problem, problem.v, problem.i, problem.v.dtype
-    single_step = q.x.dim() == v.dim()
+    single_step, z = q.x.dim() == v.dim(), None
     if q.recurrence is not None:
         z, input_weights, recurrent_weights, autapses, _ = q.recurrence
         input_weights = input_weights.to(dtype)
@@ -80,10 +93,22 @@ def _run(problem: LIFProblem) -> LIFResult:
     if q.v_th is not None and q.v_reset is not None and q.alpha is not None:
         v_th, v_reset, alpha = q.v_th.to(dtype), q.v_reset.to(dtype), q.alpha.detach().to(dtype)
 
+    x = (q.x.unsqueeze(0) if single_step else q.x).to(dtype)
+    if q.method in EVENT_METHODS:
+        weights = (input_weights, recurrent_weights) if q.recurrence is not None else (None, None)
+        options = Options(q.dt, q.soft_reset, q.method == "adjoint")
+        out, recorded = EventSequence.apply(
+            *(x, z, v, i, *weights, a, b, v_leak, v_th, v_reset, options)
+        )
+        v, i = recorded[0, -1], None if i is None else recorded[1, -1]
+        out = (out[0] if single_step else out).to(q.x.dtype)
+        return LIFResult(out, v, i, recorded if q.record_states else None)
+
     outputs, states = [], []
-    for x_t in (q.x.unsqueeze(0) if single_step else q.x).to(dtype).unbind(0):
+    for x_t in x.unbind(0):
         if q.recurrence is not None:
             assert i is not None
+            assert z is not None
             i_jump = (i + linear(x_t, input_weights)) + linear(z, recurrent_weights)
         else:
             i_jump = x_t if i is None else i + x_t
@@ -91,9 +116,12 @@ def _run(problem: LIFProblem) -> LIFResult:
         if q.neuron is Neuron.LI:
             out = v = v_decayed
         else:
-            out = z = _Spike.apply(v_decayed - v_th, alpha, SURROGATES[q.method])
+            spike, choose = (
+                (_SmoothSpike.apply, _mix) if q.smooth else (_Spike.apply, _Choose.apply)
+            )
+            out = z = spike(v_decayed - v_th, alpha, SURROGATES[q.method])
             v_spiked = v_decayed - v_th if q.soft_reset else v_reset
-            v = _Choose.apply(out.detach() if q.detach_reset else out, v_spiked, v_decayed)
+            v = choose(out.detach() if q.detach_reset else out, v_spiked, v_decayed)
         if b is not None:
             i = i_jump - b * i_jump
         outputs.append(out)

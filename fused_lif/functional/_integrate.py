@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from fused_lif import debug
 from fused_lif.backends import select_backend
-from fused_lif.surrogate import SURROGATES
+from fused_lif.surrogate import METHODS, SURROGATES
 from fused_lif.types import LIFProblem, LIFResult, Neuron, Recurrence
 
 _RESETS = ("hard", "soft")
@@ -78,6 +80,11 @@ def integrate(
         alpha, method = as_constant("alpha", p.alpha, device), p.method
         check_method(method)
         check_reset(reset)
+        if single_step and method == "eventprop":
+            raise ValueError(
+                "p.method 'eventprop' needs a sequence, not a single step: it compares the "
+                "gradient of a spike with that of the next step"
+            )
 
     constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
     step = x.shape if single_step else x.shape[1:]
@@ -104,12 +111,39 @@ def integrate(
         reset == "soft",
         detach_reset,
         record_states,
+        neuron is not _LI and _smooth_spikes_wanted(x.dtype, method),
         recurrence,
     )
     chosen = select_backend(problem, backend)
     if debug.is_enabled():
         debug.raise_if_not_finite(problem, chosen)
     return chosen.run(problem)
+
+
+_testing = threading.local()
+
+
+@contextmanager
+def smooth_spikes() -> Iterator[None]:
+    """See :func:`fused_lif.testing.smooth_spikes`."""
+    before = getattr(_testing, "smooth", False)
+    _testing.smooth = True
+    try:
+        yield
+    finally:
+        _testing.smooth = before
+
+
+def _smooth_spikes_wanted(dtype: torch.dtype, method: str) -> bool:
+    if not getattr(_testing, "smooth", False):
+        return False
+    if dtype is not torch.float64:
+        raise TypeError(f"smooth spikes need a float64 input_tensor, got {dtype}")
+    if method not in SURROGATES:
+        raise ValueError(
+            f"smooth spikes need the primitive of a surrogate, p.method {method!r} has none"
+        )
+    return True
 
 
 def check_input(input_tensor: Tensor, single_step: bool) -> None:
@@ -138,8 +172,8 @@ def check_dt(dt: float) -> None:
 
 def check_method(method: str) -> None:
     """Raises if there is no surrogate of that name."""
-    if method not in SURROGATES:
-        raise ValueError(f"p.method must be one of {', '.join(SURROGATES)}, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"p.method must be one of {', '.join(METHODS)}, got {method!r}")
 
 
 def check_reset(reset: str) -> None:

@@ -21,7 +21,9 @@ spikes :math:`x_t` and its own spikes of the step before through weights:
     i' = (i_t + W_{in}\, x_t) + W_{rec}\, z_{t-1}
 
 The gradient of :math:`H` is the surrogate ``p.method`` (:mod:`fused_lif.surrogate`). It also flows
-through the reset, unless ``detach_reset=True``, the default of recurrent layers. All functions are
+through the reset, unless ``detach_reset=True``, the default of recurrent layers. The methods
+``"eventprop"`` and ``"adjoint"`` differentiate the times of the spikes instead, always through the
+reset; see docs/gradients.md. ``"eventprop"`` needs a sequence, not single steps. All functions are
 differentiable with respect to the input, the weights, the initial state and the five constants.
 Nothing is saved per step but the input, and in a recurrent layer the current :math:`i'` and, as
 bits, the spikes.

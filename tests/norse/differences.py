@@ -15,7 +15,9 @@ DIFFERENCES: dict[str, str] = {
     "default_bio_parameters": "exported by fused_lif.functional.lif, as in Norse",
     # surrogates
     "super": "alpha is honoured, as on Norse's main branch; 1.1.0 ignores it (equal for alpha = 1)",
-    "adjoint": "raises a ValueError; in Norse 1.1.0 it raises inside every module",
+    "adjoint": "works in modules, and for sequences; in Norse 1.1.0 it raises inside every module",
+    "adjoint, constants": "have gradients",
+    "adjoint, slope of zero": "the spike passes no gradient; Norse gives inf or NaN",
     "circ": "finite for every s; Norse's gives NaN beyond |s| = 1e19 in float32",
     # neurons
     "infinite potential": "a spike resets it; Norse computes 0 * inf = NaN",
@@ -61,6 +63,8 @@ NEW_NAMES = {
     "optim",
     "parametrizations",
     "parametrize",
+    "spike_times",
+    "testing",
     "li_feed_forward_integral",
     "lif_feed_forward_integral",
     "lif_step_integral",

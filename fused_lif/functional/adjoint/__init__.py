@@ -1,0 +1,1 @@
+"""Steps with adjoint gradients; names as in ``norse.torch.functional.adjoint``."""
