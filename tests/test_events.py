@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import (
+    TOLERANCE,
     Case,
     all_backends,
     call,
@@ -60,8 +61,15 @@ def test_through_recorded_states(method, backend):
 
 @each_method
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 2, 3, 4), (40, 3, 10, 35), (33, 9, 5, 130)], ids=str)
-def test_recurrent_equal_reference(shape, dtype, method, kernels):
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 3, 4), (9, 3, 4), (40, 3, 10, 35), (33, 9, 5, 130)], ids=str
+)
+def test_recurrent_equal_reference(shape, dtype, method, kernels, monkeypatch):
+    """Sums over weights are rounded in another order than in the reference's product.
+
+    A spike divides that by its slope: by 2.5e-6 were emulated gradients in float32 off.
+    """
+    monkeypatch.setitem(TOLERANCE, torch.float32, TOLERANCE[torch.float32]._replace(grad=2e-5))
     check(random_recurrent_case(shape, dtype, method=method), kernels)
 
 

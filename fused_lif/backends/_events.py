@@ -37,6 +37,10 @@ def _inverse_slope(drive: Tensor, drive_up: Tensor, a: Tensor, way: Tensor) -> T
     return torch.where(passes, 1 / torch.where(passes, slope, 1), 0)
 
 
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(-1, t.shape[-1])
+
+
 class EventSequence(torch.autograd.Function):
     """Spikes whose times are differentiated.
 
@@ -134,9 +138,9 @@ class EventSequence(torch.autograd.Function):
                 # Norse pairs the gradient after the step with the input and the spikes of the step.
                 sent = step.z if is_adjoint else step.z_before
                 assert sent is not None
-                received = (grad_after if is_adjoint else grad_x).flatten(0, -2)
-                grad_in = grad_in + received.mT @ step.x.flatten(0, -2)
-                grad_rec = grad_rec + received.mT @ sent.flatten(0, -2)
+                received = _rows(grad_after if is_adjoint else grad_x).mT
+                grad_in = grad_in + received @ _rows(step.x)
+                grad_rec = grad_rec + received @ _rows(sent)
                 grad_z = grad_x @ recurrent_weights
                 grads_x.append(grad_x @ input_weights)
             else:

@@ -60,7 +60,7 @@ bool sequence_equals_steps() {
   backward.grad_v0 = grad_v.data();
   backward.grad_i0 = grad_i.data();
   backward.unit = unit;
-  backward.surrogate = Surrogate::kTanh;
+  forward.method = backward.method = {Spike::kStep, Surrogate::kTanh, false};
   std::vector<Floats> partial(kNumGrads, Floats(units * slots));
   for (int k = 0; k < kNumGrads; ++k) backward.sums[k] = {partial[k].data(), slots, false};
   kBaselineKernels.forward(forward, Neuron::kLIF, Reset::kHard, DType::kFloat, 0, M, scratch);
@@ -219,7 +219,7 @@ bool recurrent_equals_steps() {
   std::vector<Floats> sums(kNumGrads, Floats(B * slots));
   for (int k = 0; k < kNumGrads; ++k) backward.sums[k] = {sums[k].data(), slots, false};
   backward.unit_rows = 1;
-  backward.surrogate = Surrogate::kTanh;
+  forward.method = backward.method = {Spike::kStep, Surrogate::kTanh, false};
   backward.allocate = allocate;
   for (int k = 0; k < kNumConstants; ++k)
     forward.constants[k] = backward.constants[k] = {values[k].data(), M, 1};
