@@ -51,7 +51,7 @@ def check(case, backend):
 
     with smooth_spikes():
         out = case.run(backend)[0]
-        assert 0.1 < out.double().mean() < 0.9
+        assert 0.1 < out.mean() < 0.9
         assert torch.autograd.gradcheck(
             run, tuple(inputs.values()), fast_mode=IS_SLOW.get(backend, False)
         )
@@ -85,6 +85,12 @@ def test_gradcheck_encoder(method, backend):
 def test_gradcheck_recurrent(method, reset, backend):
     options = {"reset": reset, "detach_reset": False, "random": random_recurrent_case}
     check(case_of((3, 1, 2, 3), method, **options), backend)
+
+
+@all_backends
+def test_gradcheck_leaky_integrator(backend):
+    """It has no spikes to smooth."""
+    check(random_case((4, 1, 3), torch.float64, "li"), backend)
 
 
 @pytest.mark.parametrize("constant_shape", [(), (3,), (2, 1)], ids=str)
