@@ -302,7 +302,7 @@ def test_fake_tensors_on_a_gpu(neuron, record_states, machine, monkeypatch):
         problem = LIFProblem(
             *(on_gpu(40, 3, 5, dtype=torch.bfloat16), v, v if synapse else None),
             *(c if synapse else None, c, c, *[c if threshold else None] * 3),
-            *(0.001, neuron, "super", False, False, record_states, None),
+            *(0.001, neuron, "super", False, False, record_states, False, None),
         )
         result = select_backend(problem).run(problem)
     assert result.out.shape == (40, 3, 5)

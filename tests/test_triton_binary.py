@@ -21,6 +21,8 @@ def test_good_kernels_have_no_problems():
     kernels = [
         Kernel("a_forward_kernel<float32, 1 step>", "9.0", 40),
         Kernel("a_backward_kernel<float32, circ, 1 step>", "9.0", 40, fma=2, flushes=3),
+        Kernel("a_backward_kernel<float32, adjoint, 1 step>", "9.0", 40, fma=2),
+        Kernel("a_forward_kernel<float64, smooth tanh, 1 step>", "9.0", 40, 0, 8, 3, fma=2),
     ]
     registers = {"a_forward_kernel": 40, "a_backward_kernel": 40}
     assert triton_binary.problems(kernels, registers, registers) == []

@@ -14,11 +14,13 @@ from helpers import (
     gradients,
     random_case,
 )
+from test_lif_backward import check as check_gradients
 from test_lif_forward import DTYPES
 from triton_cases import Plans, assert_same, check, check_spikes, ops
 
 from fused_lif.backends import native, triton
 from fused_lif.backends.triton import arguments, launch, plan
+from fused_lif.surrogate import EVENT_METHODS, method_id
 
 needs_extension = pytest.mark.skipif(
     native.IMPORT_ERROR is not None, reason="the C++ extension is not built"
@@ -116,6 +118,53 @@ def test_incomplete_segments(T, plans):
         17: [False, True],
         33: [False, True],
     }[T]
+
+
+each_event_method = pytest.mark.parametrize("method", EVENT_METHODS)
+
+
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("neuron", ["lif", "encoder"])
+@each_event_method
+def test_event_based_methods_across_segments(method, neuron, T, plans):
+    """The gradient of the next spike is that of another segment, or of another launch."""
+    plans.sequence(block=16, chunk=8, interval=16)
+    check_gradients(random_case((T, 17), torch.float64, neuron, method=method), "triton")
+    given = [k.arguments for k in plans.launches if k.kernel == "lif_backward_kernel"]
+    assert [(k["EVEN"], k["grad_next_ptr"] is None) for k in given] == {
+        1: [(True, True)],
+        15: [(False, True)],
+        16: [(True, True)],
+        17: [(False, True), (True, False)],
+        33: [(False, True), (True, False)],
+    }[T] * (len(given) // (1 + (T > 16)))
+
+
+@each_event_method
+def test_event_based_methods_of_half_types_take_the_tiles_of_float32(method, plans, monkeypatch):
+    """Those of their own would spill."""
+    monkeypatch.undo()
+    plans = Plans(monkeypatch)
+    device = plans.gpu()
+    check(random_case((3, 2, 600), torch.bfloat16, method=method))
+    of = [plan.sequence_plan(device, "lif_backward", 1200, size).block for size in (4, 2)]
+    assert of[0] < of[1]
+    blocks = {k.arguments["BLOCK"] for k in plans.launches if k.kernel == "lif_backward_kernel"}
+    assert blocks == {of[0]}
+
+
+@needs_extension
+@pytest.mark.parametrize("interval", [1, 3, 16])
+@pytest.mark.parametrize("spike", ["smooth", *EVENT_METHODS])
+def test_current_encoder_with_soft_reset(spike, interval, plans):
+    """No public function has it."""
+    plans.sequence(block=16, chunk=8)
+    case = random_case((19, 17), torch.float64, "encoder", reset="soft")
+    options = {"smooth": True} if spike == "smooth" else {"method": method_id(spike)}
+    actual = run_operators(ops, case.x.detach(), case, interval, **options)
+    expected = run_operators(torch.ops.fused_lif, case.x.detach(), case, interval, **options)
+    assert_close_sequences(actual, expected, torch.float64)
+    assert actual[4].any()
 
 
 @needs_extension
@@ -440,6 +489,21 @@ def test_gradients_that_are_not_given_are_zero(given, neuron):
     if native.IMPORT_ERROR is None:
         expected = run_operators(torch.ops.fused_lif, x, case, 1, grads=grads)
         assert_close_sequences(actual, expected, torch.float64)
+
+
+@pytest.mark.parametrize("given", ["v", "out"])
+@each_event_method
+def test_gradients_of_events_that_are_not_given_are_zero(given, method):
+    case = random_case((9, 17), torch.float64)
+    grads = tuple(torch.randn(s, dtype=torch.float64) for s in ((9, 17), 17))
+    given = [g if name == given else None for name, g in zip(("out", "v"), grads)]
+    zeros = [torch.zeros_like(g) if a is None else a for g, a in zip(grads, given)]
+    results = [
+        run_operators(ops, case.x, case, 4, grads=(*pair, None, None), method=method_id(method))
+        for pair in (given, zeros)
+    ]
+    assert_same(*results)
+    assert results[0][4].any()
 
 
 @pytest.mark.parametrize("needs", [0, 1, 0b11000, 0b01010000, 0b10101001])

@@ -38,10 +38,13 @@ def forward(**changes):
         "v": zeros(B, N),
         "i": zeros(B, N),
         **CONSTANTS,
+        "alpha": None,
         "dt": 0.001,
         "neuron": 0,
         "soft_reset": False,
         "state_interval": 2,
+        "method": 1,
+        "smooth": False,
     }
     return ops.lif_forward(**{**arguments, **changes})
 
@@ -63,6 +66,7 @@ def backward(**changes):
         "soft_reset": False,
         "state_interval": 2,
         "method": 1,
+        "smooth": False,
         "detach_reset": False,
         "needs": 255,
     }
@@ -76,10 +80,13 @@ def recurrent_forward(**changes):
         "input_weights": zeros(H, N),
         "recurrent_weights": zeros(H, H),
         **CONSTANTS,
+        "alpha": None,
         "dt": 0.001,
         "soft_reset": False,
         "exact": False,
         "state_interval": 2,
+        "method": 1,
+        "smooth": False,
         "needs_grad": True,
     }
     return ops.lif_recurrent_forward(**{**arguments, **changes})
@@ -94,6 +101,7 @@ def recurrent_backward(**changes):
         "i_jump": zeros(T, B, H),
         "states": zeros(1, 1, B, H),
         "v": zeros(B, H),
+        "i": zeros(B, H),
         "recurrent_weights": zeros(H, H),
         **CONSTANTS,
         "alpha": C,
@@ -101,6 +109,7 @@ def recurrent_backward(**changes):
         "soft_reset": False,
         "state_interval": 2,
         "method": 1,
+        "smooth": False,
         "detach_reset": True,
         "needs": 255,
     }
@@ -116,6 +125,14 @@ def expected(name, shape, dtype, got_shape, got_dtype):
     device = "cpu" if triton.IS_INTERPRETED else "cuda:0"
     return EXPECTED.format(name, shape, dtype, got_shape, got_dtype, device=device)
 
+
+# Of all operators.
+SPIKES = [
+    ({"method": 11}, "unknown method 11; known ones are 0 to 10"),
+    ({"method": -1}, "unknown method -1; known ones are 0 to 10"),
+    ({"smooth": True}, "smooth spikes need float64, got torch.float32"),
+    ({"smooth": True, "method": 9}, "an event-based method has no smooth spikes"),
+]
 
 # Arguments that are wrong, and what the message must say: the argument, the rule and the value.
 MESSAGES = {
@@ -138,9 +155,11 @@ MESSAGES = {
         ({"i": None}, "i and tau_syn_inv must be given, except for the current encoder"),
         ({"tau_syn_inv": None}, "i and tau_syn_inv must be given, except for the current encoder"),
         ({"neuron": 2}, "i and tau_syn_inv must be given, except for the current encoder"),
-        ({"v_th": None}, "v_th, v_reset and alpha must be given, except for LI"),
-        ({"v_reset": None}, "v_th, v_reset and alpha must be given, except for LI"),
-        ({"neuron": 1}, "v_th, v_reset and alpha must be given, except for LI"),
+        ({"v_th": None}, "v_th and v_reset must be given, except for LI"),
+        ({"v_reset": None}, "v_th and v_reset must be given, except for LI"),
+        ({"neuron": 1}, "v_th and v_reset must be given, except for LI"),
+        ({"alpha": C}, "alpha must be given for smooth spikes only"),
+        *SPIKES,
         ({"neuron": 3}, "neuron must be 0, 1 or 2, got 3"),
         ({"neuron": -1}, "neuron must be 0, 1 or 2, got -1"),
         ({"state_interval": -1}, "state_interval must be between 0 and 16, got -1"),
@@ -195,13 +214,12 @@ MESSAGES = {
         ({"x": zeros(0, B, N), "grad_out": None}, f"x {A_STEP} [2, 4], got shape [0, 2, 4]"),
         ({"x": long(T, B, N)}, "x must be float64, float32, float16 or bfloat16, got torch.int64"),
         ({"v": zeros(B, 5)}, expected("v", [2, 4], "float32", [2, 5], "float32")),
-        ({"alpha": None}, "v_th, v_reset and alpha must be given, except for LI"),
+        ({"alpha": None}, "alpha must be given"),
         ({"alpha": zeros(7)}, "alpha must broadcast to one time step of shape [2, 4], got shape"),
         ({"alpha": long()}, "alpha must be floating-point and on the device of x"),
         ({"v_th": zeros(N, 1)}, "v_th must broadcast to one time step of shape [2, 4], got shape"),
         ({"neuron": 5}, "neuron must be 0, 1 or 2, got 5"),
-        ({"method": 9}, "method must be the id of a surrogate, got 9"),
-        ({"method": -1}, "method must be the id of a surrogate, got -1"),
+        *SPIKES,
     ],
     recurrent_forward: [
         (
@@ -238,6 +256,8 @@ MESSAGES = {
             {"exact": True, "input": zeros(T, B, N, dtype=torch.bfloat16)},
             "exact needs input and weights in float32, or all in float64",
         ),
+        ({"alpha": C}, "alpha must be given for smooth spikes only"),
+        *SPIKES,
         (
             {"exact": True, "input_weights": double(H, N)},
             "exact needs input and weights in float32",
@@ -279,7 +299,8 @@ MESSAGES = {
             "alpha must broadcast to one time step of shape [2, 5], got shape [7]",
         ),
         ({"v_reset": long()}, "v_reset must be floating-point"),
-        ({"method": 9}, "method must be the id of a surrogate, got 9"),
+        ({"i": zeros(H)}, expected("i", [2, 5], "float32", [5], "float32")),
+        *SPIKES,
     ],
 }
 
@@ -306,13 +327,30 @@ def test_right_arguments(call):
     assert all(t.isfinite().all() for t in call())
 
 
+def test_smooth_spikes_need_alpha():
+    doubles = {"x": double(T, B, N), "v": double(B, N), "i": double(B, N), "smooth": True}
+    with pytest.raises(RuntimeError, match=r"alpha must be given$"):
+        forward(**doubles)
+
+
+OPTIONS = {
+    "alpha": None,
+    "dt": 0.001,
+    "neuron": 0,
+    "soft_reset": False,
+    "state_interval": 0,
+    "method": 1,
+    "smooth": False,
+}
+
+
 @pytest.mark.parametrize("name", ["v", "i", "v_th", "tau_syn_inv"])
 def test_arguments_on_another_device(name):
     given = {"x": zeros(T, B, N), "v": zeros(B, N), "i": zeros(B, N), **CONSTANTS}
     given = {k: t.to("meta" if k == name else TRITON_DEVICE) for k, t in given.items()}
     message = f"{name} must .* on meta$" if name in "vi" else f"{name} must .* on the device of x$"
     with pytest.raises(RuntimeError, match=message):
-        operators.lif_forward(**given, dt=0.001, neuron=0, soft_reset=False, state_interval=0)
+        operators.lif_forward(**given, **OPTIONS)
 
 
 def test_constant_of_too_many_elements():
@@ -321,4 +359,4 @@ def test_constant_of_too_many_elements():
     given["v_th"] = large
     message = re.escape("v_th must have fewer than 2^31 elements, got 2147483648")
     with pytest.raises(RuntimeError, match=message):
-        operators.lif_forward(**given, dt=0.001, neuron=0, soft_reset=False, state_interval=0)
+        operators.lif_forward(**given, **OPTIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_cases import operator_arguments, run_operators, run_recurrent_operators
+from cuda_cases import SUPER, operator_arguments, run_operators, run_recurrent_operators
 from helpers import DEVICE, NEURONS, gradients, moved, random_case, random_recurrent_case
 from test_lif_forward import DTYPES
 from torch._subclasses import FakeTensorMode
@@ -15,6 +15,7 @@ import fused_lif
 from fused_lif import LI, LIF, LIFParameters, LIFRecurrent, LIFState
 from fused_lif.backends import triton
 from fused_lif.functional.lif import lif_current_encoder_integral
+from fused_lif.surrogate import method_id
 
 pytestmark = pytest.mark.usefixtures("plans")
 
@@ -29,9 +30,13 @@ def opcheck(name, arguments, **options):
     torch.library.opcheck(operator, arguments, **options)
 
 
-def forward_arguments(case, interval, has_time=True):
-    tensors, _, *options = operator_arguments(case)
-    return (case.x if has_time else case.x[0], *tensors, 0.001, *options, interval)
+ADJOINT, EVENTPROP = map(method_id, ("adjoint", "eventprop"))
+
+
+def forward_arguments(case, interval, has_time=True, method=SUPER, smooth=False):
+    tensors, alpha, *options = operator_arguments(case)
+    x, alpha = case.x if has_time else case.x[0], alpha if smooth else None
+    return (x, *tensors, alpha, 0.001, *options, interval, method, smooth)
 
 
 @pytest.mark.parametrize(
@@ -53,27 +58,37 @@ def test_forward(neuron, has_time, interval):
 
 
 @pytest.mark.parametrize(
-    ("neuron", "has_time", "interval", "needs"),
+    ("neuron", "has_time", "interval", "needs", "method"),
     [
-        ("lif", True, 0, 255),
-        ("lif", True, 1, 0b00011000),
-        ("lif", True, 2, 1),
-        ("lif", False, 0, 255),
-        ("li", True, 2, 255),
-        ("encoder", True, 1, 255),
-        ("encoder", False, 1, 0),
+        ("lif", True, 0, 255, SUPER),
+        ("lif", True, 1, 0b00011000, EVENTPROP),
+        ("lif", True, 2, 1, SUPER),
+        ("lif", False, 0, 255, ADJOINT),
+        ("li", True, 2, 255, SUPER),
+        ("encoder", True, 1, 255, SUPER),
+        ("encoder", False, 1, 0, SUPER),
     ],
 )
-def test_backward(neuron, has_time, interval, needs):
+def test_backward(neuron, has_time, interval, needs, method):
     case = random_case((5 if has_time else 1, 2, 3), neuron=neuron)
-    arguments = forward_arguments(case, interval, has_time)
+    arguments = forward_arguments(case, interval, has_time, method)
     states = ops.lif_forward(*arguments)[3]
     x, *tensors = arguments[:8]
     grads = [torch.randn(x.shape), torch.randn(2, 3), None]
     grads.append(torch.randn(states.shape) if interval == 1 else None)
     alpha = None if neuron == "li" else case.alpha
-    options = (*arguments[8:], 1, False, needs)
+    options = (*arguments[9:], False, needs)
     opcheck("lif_backward", (*grads, x, states, *tensors, alpha, *options))
+
+
+def test_smooth_spikes():
+    case = random_case((3, 2, 3), torch.float64)
+    arguments = forward_arguments(case, 2, smooth=True)
+    opcheck("lif_forward", arguments)
+    x, *tensors = arguments[:9]
+    grads = (torch.randn_like(x), None, None, None)
+    states = ops.lif_forward(*arguments)[3]
+    opcheck("lif_backward", (*grads, x, states, *tensors, *arguments[9:], False, 255))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -95,24 +110,35 @@ def test_forward_of_other_dtypes(dtype):
 def test_recurrent_forward(shape, interval, exact, needs_grad):
     case = random_recurrent_case((*shape, 3, 5) if len(shape) > 1 else (1, *shape, 3, 5))
     x = case.x if len(shape) > 1 else case.x[0]
-    options = (0.001, False, exact, interval, needs_grad)
+    options = (None, 0.001, False, exact, interval, SUPER, False, needs_grad)
     opcheck("lif_recurrent_forward", (x, *case[1:6], *case.constants, *options))
 
 
 @pytest.mark.parametrize(
-    ("interval", "has_time", "needs", "with_grads"),
-    [(0, True, 255, False), (1, True, 0, True), (3, True, 0b00011000, True), (0, False, 1, True)],
+    ("interval", "has_time", "needs", "with_grads", "method", "smooth"),
+    [
+        (0, True, 255, False, SUPER, False),
+        (1, True, 0, True, ADJOINT, False),
+        (3, True, 0b00011000, True, SUPER, True),
+        (0, False, 1, True, EVENTPROP, False),
+    ],
 )
-def test_recurrent_backward(interval, has_time, needs, with_grads):
-    case = random_recurrent_case((4, 2, 3, 5))
+def test_recurrent_backward(interval, has_time, needs, with_grads, method, smooth):
+    case = random_recurrent_case((4, 2, 3, 5), torch.float64)
     x = case.x if has_time else case.x[0]
-    arguments = (x, *case[1:6], *case.constants, 0.001, False, False, interval, True)
+    alpha = case.alpha if smooth else None
+    options = (alpha, 0.001, False, False, interval, method, smooth, True)
+    arguments = (x, *case[1:6], *case.constants, *options)
+    if smooth:
+        opcheck("lif_recurrent_forward", arguments)
     out, v, i, i_jump, states = ops.lif_recurrent_forward(*arguments)
     grads = [torch.randn_like(t.detach()) if with_grads else None for t in (out, v, i, states)]
     if interval != 1:
         grads[3] = None
-    tensors = (i_jump, states, case.v, case.recurrent_weights, *case.constants, case.alpha)
-    opcheck("lif_recurrent_backward", (*grads, *tensors, 0.001, False, interval, 1, False, needs))
+    state = (i_jump, states, case.v, case.i)
+    tensors = (*state, case.recurrent_weights, *case.constants, case.alpha)
+    options = (0.001, False, interval, method, smooth, False, needs)
+    opcheck("lif_recurrent_backward", (*grads, *tensors, *options))
 
 
 # ---- fake functions ----
@@ -195,6 +221,13 @@ def leaky_integrator(x):
     return out, s.v
 
 
+def events(x):
+    p = LIFParameters(v_th=0.3, method="eventprop")
+    state = fused_lif.LIFFeedForwardState(x[0] * 0.1, x[0] * 0.2)
+    out, s = fused_lif.lif_feed_forward_integral(x * 10, state, p, backend="triton")
+    return out, s.v
+
+
 def recurrent(x):
     weights = x[0].t() @ x[1] / 2, x[0].t() @ x[0] / 4
     state = LIFState(x[1] * 0, x[1] * 0.1, x[1] * 0.2)
@@ -203,7 +236,7 @@ def recurrent(x):
     return out, s.v, s.i
 
 
-FUNCTIONS = (sequence, encoder, leaky_integrator, recurrent)
+FUNCTIONS = (sequence, encoder, leaky_integrator, events, recurrent)
 
 
 def run_compiled(function, compiler, parameters=()):

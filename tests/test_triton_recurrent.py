@@ -15,6 +15,8 @@ from triton_cases import TRITON_DEVICE, assert_same, ops
 from fused_lif import LIFRecurrent
 from fused_lif.backends import native, triton
 from fused_lif.backends.triton import plan
+from fused_lif.surrogate import EVENT_METHODS
+from fused_lif.testing import smooth_spikes
 
 needs_extension = pytest.mark.skipif(
     native.IMPORT_ERROR is not None, reason="the C++ extension is not built"
@@ -65,6 +67,34 @@ def test_every_way(way, plans):
     assert launched.count("lif_backward_kernel") == (4 if way == "by steps" else 0)
     grids = {k.grid for k in plans.launches if k.kernel == "lif_recurrent_backward_kernel"}
     assert grids == ({(math.ceil(3 / WAYS[way][3]),)} if at_once else set())
+
+
+@pytest.mark.parametrize("T", [1, 9])
+@pytest.mark.parametrize("method", EVENT_METHODS)
+@ways
+def test_event_based_methods(way, method, T, plans):
+    """The gradient of a spike of the next step includes what the step after received."""
+    plans.recurrent(*WAYS[way])
+    check(random_recurrent_case((T, 3, 5, 11), torch.float64, method=method))
+    launched = [k.kernel for k in plans.launches]
+    assert ("lif_recurrent_backward_kernel" in launched) == (way != "by steps")
+
+
+@pytest.mark.parametrize("options", [{}, {"reset": "soft", "record_states": True}], ids=str)
+@pytest.mark.parametrize("exact", [False, True])
+def test_smooth_spikes_go_by_steps(exact, options, plans):
+    """Whatever the plan: there is no sender without a spike."""
+    plans.recurrent(*WAYS["kept"])
+    case = random_recurrent_case(
+        (10, 3, 5, 6), torch.float64, alpha=2.0, exact=exact, method="atan", **options
+    )
+    with smooth_spikes():
+        out, *_ = case.run("triton")
+        assert ((out > 0) & (out < 1)).all()
+        actual, expected = gradients(case, "triton"), gradients(case, "reference")
+    torch.testing.assert_close(actual, expected)
+    launched = {k.kernel for k in plans.launches}
+    assert not {"lif_recurrent_forward_kernel", "lif_recurrent_backward_kernel"} & launched
 
 
 @pytest.mark.parametrize("options", [{"record_states": True}, {"reset": "soft"}], ids=str)

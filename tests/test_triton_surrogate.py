@@ -15,7 +15,7 @@ from helpers import METHODS, gradients, random_case
 from test_surrogate import ALPHAS, assert_close
 from triton_cases import TRITON_DEVICE
 
-from fused_lif.backends.triton.step import surrogate_grad
+from fused_lif.backends.triton.step import surrogate_grad, surrogate_primitive
 from fused_lif.surrogate import SURROGATES
 
 
@@ -28,14 +28,27 @@ def surrogate_grad_kernel(
     tl.store(grad_ptr + m, surrogate_grad(s, tl.load(alpha_ptr), METHOD), mask=m < count)
 
 
-def grad_of(s, alpha, method):
+@triton.jit
+def surrogate_primitive_kernel(
+    s_ptr, alpha_ptr, z_ptr, count, METHOD: tl.constexpr, BLOCK: tl.constexpr
+):
+    m = tl.arange(0, BLOCK)
+    s = tl.load(s_ptr + m, mask=m < count)
+    tl.store(z_ptr + m, surrogate_primitive(s, tl.load(alpha_ptr), METHOD), mask=m < count)
+
+
+def grad_of(s, alpha, method, kernel=surrogate_grad_kernel):
     block = 1 << (s.numel() - 1).bit_length()
     s, alpha = (t.to(TRITON_DEVICE) for t in (s, torch.tensor(alpha, dtype=s.dtype)))
     grad = torch.empty_like(s)
     options = {"METHOD": method, "BLOCK": block, "enable_fp_fusion": False}
     with np.errstate(all="ignore"):
-        surrogate_grad_kernel[1,](s, alpha, grad, s.numel(), **options)
+        kernel[1,](s, alpha, grad, s.numel(), **options)
     return grad.cpu()
+
+
+def primitive_of(s, alpha, method):
+    return grad_of(s, alpha, method, surrogate_primitive_kernel)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -49,6 +62,18 @@ def test_derivative_matches_table(method, alpha, dtype, plans):
     assert_close(actual, expected, alpha)
     assert actual.any() == (method != "heaviside")
     assert torch.equal(actual, grad_of(-s, alpha, method))  # all are even
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "box"])
+def test_primitive_matches_table(method, alpha, plans):
+    near = torch.linspace(-2, 2, 401, dtype=torch.float64)
+    far = torch.tensor([0.0, -0.0, 1e-3, -1e-3, 1e4, -1e4, 1e15, -1e15], dtype=torch.float64)
+    s = torch.cat([near, near * 1e-3, near * 30, far])
+    z, expected = primitive_of(s, alpha, method), SURROGATES[method].primitive(s, alpha)
+    torch.testing.assert_close(z, expected, rtol=1e-13, atol=1e-14 * z.max().item())
+    ascending = s.sort().indices
+    assert (z[ascending].diff() >= -1e-15 * z.max()).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -83,6 +108,8 @@ def test_each_method_reaches_its_branch(plans):
 
 
 def test_missing_branch(plans):
+    with pytest.raises(Exception, match="write the primitive of surrogate 'nonsense'"):
+        primitive_of(torch.zeros(4), 1.0, "nonsense")
     message = "write the derivative of surrogate 'nonsense' in step.py"
     with pytest.raises(Exception, match=message):
         grad_of(torch.zeros(4), 1.0, "nonsense")
@@ -116,9 +143,10 @@ layout = (64, None, None)
 
 try:
     lif_backward_kernel.warmup(
-        t, None, t, t, None, None, t, t, t, t, (t,) * 6, (1,) * 6, (1,) * 6, t, t, t, (t,) * 5,
-        0, 4, 64, 0, layout, layout, 0.001, NEURON=0, SOFT_RESET=False, DETACH_RESET=False,
-        METHOD="nonsense", FROM_JUMP=False, ADD_TO_SUMS=False, INTERVAL=4, SEGMENT=4, EVEN=True,
+        t, None, None, t, t, None, None, t, t, t, t, None, (t,) * 6, (1,) * 6, (1,) * 6,
+        t, None, t, t, (t,) * 5, 0, 4, 64, 0, layout, layout, 0.001,
+        NEURON=0, SOFT_RESET=False, DETACH_RESET=False, METHOD="nonsense", SMOOTH=None,
+        FROM_JUMP=False, ADD_TO_SUMS=False, INTERVAL=4, SEGMENT=4, EVEN=True,
         BLOCK=32, LARGE=False, num_warps=1, enable_fp_fusion=False, grid=(1,),
     )
 except CompilationError as error:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fused_lif.surrogate import SURROGATES
+from fused_lif.surrogate import EVENT_METHODS, SURROGATES
 from fused_lif.types import LIFParameters, Neuron
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -21,8 +21,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 #: The most steps from one kept state to the next: backward has them in registers.
 MAX_INTERVAL = 16
 
-# Names of the surrogates by id; not the second names that some have.
-_METHODS = {s.id: name for name, s in reversed(SURROGATES.items())}
+# Names of the methods by id; not the second names that some surrogates have.
+_METHODS = {s.id: name for name, s in reversed(SURROGATES.items())} | {
+    k: name for name, k in EVENT_METHODS.items()
+}
 
 _NEURONS = {int(n) for n in Neuron}
 _CONSTANTS = (*LIFParameters._fields[:5], "alpha")
@@ -98,22 +100,27 @@ def check_neuron(
     v: Tensor,
     i: Tensor | None,
     constants: Sequence[Tensor | None],
+    needs_alpha: bool,
 ) -> torch.Size:
-    """Checks that states and constants are those of the neuron; returns the shape of a step.
-
-    ``constants`` are five, or six with alpha.
-    """
+    """Checks that states and the six constants are those of the neuron; returns a step's shape."""
     if neuron not in _NEURONS:
         fail(op, f"neuron must be 0, 1 or 2, got {neuron}")
     has_synapse, has_threshold = neuron != Neuron.CURRENT_ENCODER, neuron != Neuron.LI
     if (i is not None) != has_synapse or (constants[0] is not None) != has_synapse:
         fail(op, "i and tau_syn_inv must be given, except for the current encoder")
-    if any((c is not None) != has_threshold for c in constants[3:]):
-        fail(op, "v_th, v_reset and alpha must be given, except for LI")
+    if any((c is not None) != has_threshold for c in constants[3:5]):
+        fail(op, "v_th and v_reset must be given, except for LI")
+    check_alpha(op, constants[5], has_threshold and needs_alpha)
     step = x.shape[x.dim() - v.dim() :]
     check(op, "v", v, step, state_dtype(x.dtype), x)
     check(op, "i", i, step, state_dtype(x.dtype), x)
     return step
+
+
+def check_alpha(op: str, alpha: Tensor | None, needed: bool) -> None:
+    """Checks that a backward gets the sharpness, and a forward for smooth spikes only."""
+    if (alpha is not None) != needed:
+        fail(op, f"alpha must be given{'' if needed else ' for smooth spikes only'}")
 
 
 def check_states(
@@ -139,11 +146,16 @@ def check_states(
     check(op, "grad_states", grad_states, shape, v.dtype, v)
 
 
-def method_of(op: str, method: int) -> str:
-    """The name of a surrogate."""
+def method_of(op: str, method: int, smooth: bool, dtype: torch.dtype) -> str:
+    """The name of a surrogate or an event-based method; checks whether spikes can be smooth."""
     if method not in _METHODS:
-        fail(op, f"method must be the id of a surrogate, got {method}")
-    return _METHODS[method]
+        fail(op, f"unknown method {method}; known ones are 0 to {max(_METHODS)}")
+    name = _METHODS[method]
+    if smooth and name in EVENT_METHODS:
+        fail(op, "an event-based method has no smooth spikes")
+    if smooth and dtype != torch.float64:
+        fail(op, f"smooth spikes need float64, got {dtype}")
+    return name
 
 
 class Constants:

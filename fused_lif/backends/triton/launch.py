@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fused_lif.backends.triton.arguments import (
 )
 from fused_lif.backends.triton.reduce import constant_grads_kernel
 from fused_lif.backends.triton.sequence import lif_backward_kernel, lif_forward_kernel
+from fused_lif.surrogate import EVENT_METHODS
 
 _MAX_CHUNKS = 65535  # blocks in the second dimension of a grid
 
@@ -62,6 +63,7 @@ class Forward:
     dt: float
     neuron: int
     soft_reset: bool
+    smooth: str | None = None
     out: Tensor | None = None
     v_end: Tensor | None = None
     i_end: Tensor | None = None
@@ -100,6 +102,7 @@ class Forward:
             dt=self.dt,
             NEURON=int(self.neuron),
             SOFT_RESET=self.soft_reset,
+            SMOOTH=self.smooth,
             INTERVAL=self.interval,
             CHUNK=chunk,
             EVEN=self.T % chunk == 0,
@@ -136,7 +139,11 @@ class Backward:
     detach_reset: bool
     method: str
     interval: int
+    smooth: str | None = None
     grad_z: Tensor | None = None
+    grad_next: Tensor | None = None
+    grad_first: Tensor | None = None
+    i_jump_before: Tensor | None = None
     from_jump: bool = False
     add_to_sums: bool = False
 
@@ -147,22 +154,20 @@ class Backward:
         """
         segment = min(segment_of(self.interval), power_of_2(self.T))
         whole = self.T // segment * segment
-        grads, adds = (self.grad_v, self.grad_i), self.add_to_sums
-        if 0 < whole < self.T:
-            self._launch(segment, whole, self.T, grads, adds)
-            grads, adds = (self.grad_v0, self.grad_i0), True
-        self._launch(segment, 0, whole or self.T, grads, adds)
+        if not 0 < whole < self.T:
+            self._launch(segment, 0, self.T)
+            return
+        grad_first = self.v.new_empty(self.v.shape) if self.method in EVENT_METHODS else None
+        replace(self, grad_first=grad_first)._launch(segment, whole, self.T)
+        rest = replace(self, grad_v=self.grad_v0, grad_i=self.grad_i0, add_to_sums=True)
+        replace(rest, grad_next=grad_first)._launch(segment, 0, whole)
 
-    def _launch(
-        self,
-        segment: int,
-        begin: int,
-        end: int,
-        grads: tuple[Tensor | None, Tensor | None],
-        add_to_sums: bool,
-    ) -> None:
+    def _launch(self, segment: int, begin: int, end: int) -> None:
         M = self.v.numel()
-        p = plan.sequence_plan(device_of(self.x), "lif_backward", M, self.x.element_size())
+        size = self.x.element_size()
+        if self.method in EVENT_METHODS:  # with the tiles of half types they would spill
+            size = max(4, size)
+        p = plan.sequence_plan(device_of(self.x), "lif_backward", M, size)
         launch(
             lif_backward_kernel,
             (divide_up(M, p.block),),
@@ -170,16 +175,19 @@ class Backward:
             p.warps,
             grad_out_ptr=self.grad_out,
             grad_z_ptr=self.grad_z,
-            grad_v_ptr=grads[0],
-            grad_i_ptr=grads[1],
+            grad_next_ptr=self.grad_next,
+            grad_v_ptr=self.grad_v,
+            grad_i_ptr=self.grad_i,
             grad_states_v_ptr=self.grad_states_v,
             grad_states_i_ptr=self.grad_states_i,
             x_ptr=self.x,
             states_ptr=self.states,
             v_ptr=self.v,
             i_ptr=self.i,
+            i_jump_before_ptr=self.i_jump_before,
             **self.constants.arguments(),
             grad_x_ptr=self.grad_x,
+            grad_first_ptr=self.grad_first,
             grad_v0_ptr=self.grad_v0,
             grad_i0_ptr=self.grad_i0,
             sums_ptr=self.sums.tensors,
@@ -194,8 +202,9 @@ class Backward:
             SOFT_RESET=self.soft_reset,
             DETACH_RESET=self.detach_reset,
             METHOD=self.method,
+            SMOOTH=self.smooth,
             FROM_JUMP=self.from_jump,
-            ADD_TO_SUMS=add_to_sums,
+            ADD_TO_SUMS=self.add_to_sums,
             INTERVAL=self.interval,
             SEGMENT=segment,
             EVEN=(end - begin) % segment == 0,

@@ -18,6 +18,7 @@ from fused_lif.backends.triton.arguments import (
     FLOATS,
     Constants,
     check,
+    check_alpha,
     check_interval,
     check_neuron,
     check_states,
@@ -43,6 +44,7 @@ from fused_lif.backends.triton.recurrent import (
     lif_recurrent_backward_kernel,
     lif_recurrent_forward_kernel,
 )
+from fused_lif.surrogate import EVENT_METHODS
 from fused_lif.types import Neuron
 
 
@@ -55,16 +57,20 @@ def lif_forward(
     v_leak: Tensor,
     v_th: Tensor | None,
     v_reset: Tensor | None,
+    alpha: Tensor | None,
     dt: float,
     neuron: int,
     soft_reset: bool,
     state_interval: int,
+    method: int,
+    smooth: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns spikes (or potentials), v and i after the last step, and the states it kept."""
     op = "lif_forward_triton"
     T = steps_of(op, "x", x, v)
-    constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
-    step = check_neuron(op, neuron, x, v, i, constants)
+    constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
+    name = method_of(op, method, smooth, x.dtype)
+    step = check_neuron(op, neuron, x, v, i, constants, smooth)
     check_interval(op, state_interval)
     given = Constants(op, constants, step, x)
 
@@ -85,6 +91,7 @@ def lif_forward(
             dt=dt,
             neuron=neuron,
             soft_reset=soft_reset,
+            smooth=name if smooth else None,
             out=out,
             v_end=v_end,
             i_end=i_end,
@@ -115,6 +122,7 @@ def lif_backward(
     soft_reset: bool,
     state_interval: int,
     method: int,
+    smooth: bool,
     detach_reset: bool,
     needs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -122,13 +130,13 @@ def lif_backward(
     op = "lif_backward_triton"
     T = steps_of(op, "x", x, v)
     constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
-    step = check_neuron(op, neuron, x, v, i, constants)
+    name = method_of(op, method, smooth, x.dtype)
+    step = check_neuron(op, neuron, x, v, i, constants, True)
     check(op, "grad_out", grad_out, x.shape, x.dtype, x)
     rows = rows_of(T, state_interval)
     kept = (1 if i is None else 2, rows, *step)
     check_states(op, grad_v, grad_i, grad_states, states, kept, v, T, state_interval)
     given = Constants(op, constants, step, x)
-    name = method_of(op, method)
 
     grad_x = torch.empty(x.shape if needs & 1 else 0, dtype=x.dtype, device=x.device)
     grad_v0 = v.new_empty(step)
@@ -165,6 +173,7 @@ def lif_backward(
             method=name,
             rows=rows,
             interval=state_interval,
+            smooth=name if smooth else None,
         ).launch()
     return (grad_x, grad_v0, grad_i0, *sums.finish(given, dt))  # type: ignore[return-value]
 
@@ -196,10 +205,13 @@ def lif_recurrent_forward(
     v_leak: Tensor,
     v_th: Tensor,
     v_reset: Tensor,
+    alpha: Tensor | None,
     dt: float,
     soft_reset: bool,
     exact: bool,
     state_interval: int,
+    method: int,
+    smooth: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns spikes, v and i after the last step, i_jump, and the states it kept."""
@@ -207,8 +219,8 @@ def lif_recurrent_forward(
     T = _steps_of_layer(op, "input", input, v)
     check_interval(op, state_interval)
     dtype = state_dtype(input.dtype)
-    for name, t in (("z", z), ("v", v), ("i", i)):
-        check(op, name, t, v.shape, dtype, input)
+    for state, t in (("z", z), ("v", v), ("i", i)):
+        check(op, state, t, v.shape, dtype, input)
     H, features = v.shape[-1], input.shape[-1]
     if input.shape[input.dim() - v.dim() : -1] != v.shape[:-1]:
         fail(
@@ -220,7 +232,9 @@ def lif_recurrent_forward(
     check_weights(op, "recurrent_weights", recurrent_weights, (H, H), input)
     if exact and {input.dtype, input_weights.dtype, recurrent_weights.dtype} != {dtype}:
         fail(op, "exact needs input and weights in float32, or all in float64")
-    constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset)
+    name = method_of(op, method, smooth, input.dtype)
+    check_alpha(op, alpha, smooth)
+    constants = (tau_syn_inv, tau_mem_inv, v_leak, v_th, v_reset, alpha)
     given = Constants(op, constants, v.shape, input)
 
     rows = rows_of(T, state_interval)
@@ -240,6 +254,7 @@ def lif_recurrent_forward(
             dt=dt,
             neuron=Neuron.LIF,
             soft_reset=soft_reset,
+            smooth=name if smooth else None,
             out=out.view(T, B, H),
             v_end=v_end,
             i_end=i_end,
@@ -254,7 +269,7 @@ def lif_recurrent_forward(
         p = plan.recurrent_plan(device_of(v), "lif_recurrent_forward", H * v.itemsize // 4)
         if not exact:
             _input_sums(inputs, from_input, layer.x)
-        if p is None or exact:
+        if p is None or exact or smooth:
             _forward_by_steps(layer, z, from_hidden, inputs if exact else None, from_input)
         else:
             _forward_at_once(layer, z, from_hidden, p)
@@ -334,6 +349,7 @@ def _forward_by_steps(
 ) -> None:
     """A matrix product and a kernel for each step.
 
+    Smooth spikes need it: they are no zeros, of which a list of senders would be left.
     With ``inputs``, x is computed step by step too, as eager torch does.
     """
     assert f.out is not None
@@ -364,6 +380,7 @@ def lif_recurrent_backward(
     i_jump: Tensor,
     states: Tensor,
     v: Tensor,
+    i: Tensor,
     recurrent_weights: Tensor,
     tau_syn_inv: Tensor,
     tau_mem_inv: Tensor,
@@ -375,6 +392,7 @@ def lif_recurrent_backward(
     soft_reset: bool,
     state_interval: int,
     method: int,
+    smooth: bool,
     detach_reset: bool,
     needs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -386,6 +404,7 @@ def lif_recurrent_backward(
     if dtype not in (torch.float32, torch.float64):
         fail(op, f"v must be float32 or float64, got {dtype}")
     check(op, "i_jump", i_jump, (*i_jump.shape[: i_jump.dim() - v.dim()], *v.shape), dtype, v)
+    check(op, "i", i, v.shape, dtype, v)
     kept = (2 if state_interval == 1 else 1, rows_of(T, state_interval), *v.shape)
     check_states(op, grad_v, grad_i, grad_states, states, kept, v, T, state_interval)
     if grad_out is not None:
@@ -394,7 +413,7 @@ def lif_recurrent_backward(
         check(op, "grad_out", grad_out, i_jump.shape, grad_out.dtype, v)
     check_weights(op, "recurrent_weights", recurrent_weights, (H, H), v)
     given = Constants(op, constants, v.shape, v)
-    name = method_of(op, method)
+    name = method_of(op, method, smooth, dtype)
 
     grad_x = i_jump.new_empty(i_jump.shape)
     grad_z0, grad_v0, grad_i0 = (v.new_empty(v.shape) for _ in range(3))
@@ -413,7 +432,7 @@ def lif_recurrent_backward(
             layout=(v.numel(), None, None),
             states=states.contiguous(),
             v=v.contiguous(),
-            i=None,
+            i=i.contiguous() if name == "adjoint" else None,
             constants=given,
             grad_x=grad_x.view(T, B, H),
             grad_v0=grad_v0,
@@ -427,11 +446,12 @@ def lif_recurrent_backward(
             method=name,
             rows=0,
             interval=state_interval,
+            smooth=name if smooth else None,
             from_jump=True,
         )
         weights = recurrent_weights.to(dtype).contiguous()
         p = plan.recurrent_plan(device_of(v), "lif_recurrent_backward", H * v.itemsize // 4)
-        if p is None:
+        if p is None or smooth:
             _backward_by_steps(layer, weights, grad_z0.view(B, H))
         else:
             _backward_at_once(layer, weights, grad_z0, p)
@@ -457,6 +477,7 @@ def _backward_at_once(b: Backward, weights: Tensor, grad_z0: Tensor, p: plan.Rec
         i_jump_ptr=b.x,
         states_ptr=b.states,
         v_ptr=b.v,
+        i_ptr=b.i,
         weights_ptr=weights,
         **b.constants.arguments(),
         potentials_ptr=b.v.new_empty((segment, B, H)),
@@ -498,9 +519,11 @@ def _backward_by_steps(b: Backward, weights: Tensor, grad_z: Tensor) -> None:
         dt=b.dt,
         neuron=Neuron.CURRENT_ENCODER,
         soft_reset=b.soft_reset,
+        smooth=b.smooth,
         states=potentials[1:],
         interval=1,
     )
+    totals = b.v.new_empty((2, *b.v.shape)) if b.method in EVENT_METHODS else None
     step = replace(b, layout=(0, None, None), T=1, interval=0)
     for start in reversed(range(0, T, segment)):
         steps = min(segment, T - start)
@@ -515,6 +538,10 @@ def _backward_by_steps(b: Backward, weights: Tensor, grad_z: Tensor) -> None:
             step.grad_states_v = None if b.grad_states_v is None else b.grad_states_v[t]
             step.grad_states_i = None if b.grad_states_i is None else b.grad_states_i[t]
             step.x, step.v, step.grad_x = b.x[t], potentials[t - start], b.grad_x[t]
+            if totals is not None:
+                step.grad_next, step.grad_first = step.grad_first, totals[t % 2]
+            if b.i is not None:
+                step.i, step.i_jump_before = (b.i, None) if t == 0 else (None, b.x[t - 1])
             step.launch()
             torch.mm(b.grad_x[t], weights, out=grad_z)
             step.grad_z, step.grad_v, step.grad_i = grad_z, b.grad_v0, b.grad_i0

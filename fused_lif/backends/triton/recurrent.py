@@ -20,7 +20,14 @@ from fused_lif.backends.triton.memory import (
     store,
     store_sums,
 )
-from fused_lif.backends.triton.step import LIF, jump, step_backward, step_from_jump
+from fused_lif.backends.triton.step import (
+    LIF,
+    current_after,
+    event_backward,
+    jump,
+    step_backward,
+    step_from_jump,
+)
 
 
 @triton.jit
@@ -136,7 +143,7 @@ def lif_recurrent_forward_kernel(
         if i_jump_ptr is not None:
             tl.store(i_jump_ptr + m, i_jump, mask=inside)
             i_jump_ptr += M
-        out, v, i = step_from_jump(i_jump, v, i, constants, LIF, SOFT_RESET)
+        out, v, i = step_from_jump(i_jump, v, i, constants, None, LIF, SOFT_RESET, None)
         z = tl.where(out, 1.0, 0.0).to(z.dtype)
         store(out_ptr + m, out, inside)
         out_ptr += M
@@ -181,7 +188,8 @@ def lif_recurrent_backward_kernel(
     grad_states_i_ptr,
     i_jump_ptr,  # [T, B, H]
     states_ptr,  # [rows, B, H], potentials
-    v_ptr,  # [B, H], initial
+    v_ptr,  # [B, H], initial, as i; this one is read by adjoint
+    i_ptr,
     weights_ptr,  # [H, H], a row for each receiver
     constants,  # six, with the size and stride of each: see `constant`
     sizes,
@@ -225,6 +233,12 @@ def lif_recurrent_backward_kernel(
         weights = tl.load(weights_ptr + receiver * H + n[:, None, :], mask=exists, other=0.0)
 
     grad_z = tl.zeros_like(grad_v)
+    event: tl.constexpr = METHOD == "adjoint" or METHOD == "eventprop"
+    if event:
+        dt_rounded = (dt + tl.zeros((), tl.float64)).to(dtype)
+        grad_next = grad_z  # dL/dz of the step after; in the last step its own
+        if grad_out_ptr is not None:
+            grad_next = tl.load(grad_out_ptr + (T - 1) * M + m, mask=inside).to(dtype)
     segments = (T + (SEGMENT - 1)) // SEGMENT
     for s in range(segments):
         start = (segments - 1 - s) * SEGMENT
@@ -236,7 +250,7 @@ def lif_recurrent_backward_kernel(
         for k in range(steps):
             tl.store(potentials_ptr + k * M + m, v, mask=inside)
             i_jump = tl.load(i_jump_ptr + (start + k) * M + m, mask=inside)
-            _, v, _ = step_from_jump(i_jump, v, v, constants, LIF, SOFT_RESET)
+            _, v, _ = step_from_jump(i_jump, v, v, constants, None, LIF, SOFT_RESET, None)
         tl.debug_barrier()  # the potentials are read by other threads than those that wrote them
         for r in range(steps):
             k = steps - 1 - r
@@ -249,10 +263,23 @@ def lif_recurrent_backward_kernel(
             if grad_states_v_ptr is not None:
                 grad_v += tl.load(grad_states_v_ptr + place, mask=inside)
                 grad_i += tl.load(grad_states_i_ptr + place, mask=inside)
-            grad_x, grad_v, grad_i, sums = step_backward(
-                i_jump, potential, grad_out, grad_v, grad_i, sums, constants, alpha,
-                LIF, SOFT_RESET, DETACH_RESET, METHOD,
-            )  # fmt: skip
+            if event:
+                i = potential  # which no other method reads
+                if METHOD == "adjoint":
+                    if start + k == 0:
+                        i = tl.load(i_ptr + m, mask=inside)
+                    else:
+                        i = current_after(tl.load(i_jump_ptr + place - M, mask=inside), constants)
+                grad_x, grad_v, grad_i, sums = event_backward(
+                    i_jump, potential, i, grad_out, grad_next, dt_rounded, grad_v, grad_i, sums,
+                    constants, LIF, SOFT_RESET, METHOD,
+                )  # fmt: skip
+                grad_next = grad_out
+            else:
+                grad_x, grad_v, grad_i, sums = step_backward(
+                    i_jump, potential, grad_out, grad_v, grad_i, sums, constants, alpha,
+                    LIF, SOFT_RESET, DETACH_RESET, METHOD, None,
+                )  # fmt: skip
             tl.store(grad_x_ptr + place, grad_x, mask=inside)
             tl.debug_barrier()  # other threads read the gradients than those that wrote them
             grad_z = _product(

@@ -24,6 +24,9 @@ from fused_lif.backends.triton.memory import (
 )
 from fused_lif.backends.triton.step import (
     CURRENT_ENCODER,
+    LI,
+    current_after,
+    event_backward,
     jump,
     step_backward,
     step_from_jump,
@@ -36,7 +39,7 @@ def lif_forward_kernel(
     r_ptr,  # [M] or None: recurrent current, for a single step of a recurrent layer
     v_ptr,  # [M], as i
     i_ptr,
-    constants,  # five, with the size and stride of each: see `constant`
+    constants,  # six, with the size and stride of each: see `constant`; alpha only if SMOOTH
     sizes,
     strides,
     out_ptr,  # [T, M] or None
@@ -51,6 +54,7 @@ def lif_forward_kernel(
     dt: tl.float64,
     NEURON: tl.constexpr,
     SOFT_RESET: tl.constexpr,
+    SMOOTH: tl.constexpr,
     INTERVAL: tl.constexpr,
     CHUNK: tl.constexpr,  # steps; divides INTERVAL if that is greater than 1
     EVEN: tl.constexpr,
@@ -64,6 +68,9 @@ def lif_forward_kernel(
     x_ahead = load_steps(x_ptr, stride_t, 0, T, inside, CHUNK, False)
     v = tl.load(v_ptr + m, mask=inside)
     i = tl.zeros_like(v) if NEURON == CURRENT_ENCODER else tl.load(i_ptr + m, mask=inside)
+    alpha = None
+    if SMOOTH is not None:
+        alpha = constant(constants[5], sizes[5], strides[5], m, inside, 1.0, v.dtype)
     constants = load_constants(constants, sizes, strides, m, inside, dt, v.dtype)
     if out_ptr is not None:
         out_ptr += m
@@ -86,7 +93,9 @@ def lif_forward_kernel(
                     i_jump += tl.load(r_ptr + m, mask=inside)
                 if i_jump_ptr is not None:
                     tl.store(i_jump_ptr + m, i_jump, mask=inside)
-                out, v_next, i_next = step_from_jump(i_jump, v, i, constants, NEURON, SOFT_RESET)
+                out, v_next, i_next = step_from_jump(
+                    i_jump, v, i, constants, alpha, NEURON, SOFT_RESET, SMOOTH
+                )
                 exists = inside
                 if is_last:
                     exists = inside & (t + k < T)
@@ -121,6 +130,7 @@ def lif_forward_kernel(
 def lif_backward_kernel(
     grad_out_ptr,  # [T, M] as its layout says, or None
     grad_z_ptr,  # [M] or None: joins grad_out, for a single step of a recurrent layer
+    grad_next_ptr,  # [M]: dL/dz of the step after the last, None if there is none; read for events
     grad_v_ptr,  # [M] or None, as grad_i
     grad_i_ptr,
     grad_states_v_ptr,  # [T, M] or None, as grad_states_i
@@ -129,10 +139,12 @@ def lif_backward_kernel(
     states_ptr,  # [2, rows, M]
     v_ptr,  # [M], initial, as i
     i_ptr,
+    i_jump_before_ptr,  # [M] or None: i_jump of the step before the first, instead of i
     constants,  # six, with the size and stride of each: see `constant`
     sizes,
     strides,
     grad_x_ptr,  # [T, M] or None
+    grad_first_ptr,  # [M] or None: gets dL/dz of the first step, for events
     grad_v0_ptr,  # [M], as grad_i0
     grad_i0_ptr,
     sums_ptr,  # five of [M] or None: gradients of the constants, without the factor dt of dt/tau
@@ -147,6 +159,7 @@ def lif_backward_kernel(
     SOFT_RESET: tl.constexpr,
     DETACH_RESET: tl.constexpr,
     METHOD: tl.constexpr,
+    SMOOTH: tl.constexpr,
     FROM_JUMP: tl.constexpr,
     ADD_TO_SUMS: tl.constexpr,
     INTERVAL: tl.constexpr,
@@ -171,6 +184,13 @@ def lif_backward_kernel(
     grad_v = load_or_zero(grad_v_ptr, m, inside, dtype)
     grad_i = load_or_zero(grad_i_ptr, m, inside, dtype)
     sums = load_sums(sums_ptr, m, inside, dtype, not ADD_TO_SUMS)
+    event: tl.constexpr = NEURON != LI and (METHOD == "adjoint" or METHOD == "eventprop")
+    if event:
+        dt_rounded = (dt + tl.zeros((), tl.float64)).to(dtype)
+        if grad_next_ptr is None and grad_out_ptr is not None:
+            grad_next = tl.load(grad_out_ptr + (end - 1) * stride_grad_out, mask=inside).to(dtype)
+        else:
+            grad_next = load_or_zero(grad_next_ptr, m, inside, dtype)
 
     for n in range(segments):
         start = last - n * SEGMENT
@@ -178,6 +198,8 @@ def lif_backward_kernel(
         if start == 0:
             v = tl.load(v_ptr + m, mask=inside)
             i = load_or_zero(i_ptr, m, inside, dtype)
+            if i_jump_before_ptr is not None:
+                i = current_after(tl.load(i_jump_before_ptr + m, mask=inside), constants)
         else:
             state_ptr = states_ptr + (start // INTERVAL - 1) * tl.cast(M, tl.int64) + m
             v = tl.load(state_ptr, mask=inside)
@@ -186,6 +208,7 @@ def lif_backward_kernel(
                 i = tl.load(state_ptr + tl.cast(rows, tl.int64) * M, mask=inside)
 
         # Recompute the steps, while the gradients of their outputs are on the way.
+        i_start = i
         jumps = ()
         potentials = ()
         if grad_out_ptr is not None:
@@ -197,7 +220,7 @@ def lif_backward_kernel(
             jumps = jumps + (i_jump,)
             potentials = potentials + (v,)
             if k + 1 < SEGMENT:
-                _, v, i = step_from_jump(i_jump, v, i, constants, NEURON, SOFT_RESET)
+                _, v, i = step_from_jump(i_jump, v, i, constants, alpha, NEURON, SOFT_RESET, SMOOTH)
 
         # Reverse them, while the input of the segment before is on the way.
         from_ptr = x_ptr + (start - SEGMENT) * stride_x
@@ -217,10 +240,18 @@ def lif_backward_kernel(
                 grad_v_next += tl.load(grad_states_v_ptr + place, mask=exists)
                 if NEURON != CURRENT_ENCODER:
                     grad_i_next += tl.load(grad_states_i_ptr + place, mask=exists)
-            grad_x, grad_v_next, grad_i_next, sums_next = step_backward(
-                jumps[k], potentials[k], grad_out, grad_v_next, grad_i_next, sums,
-                constants, alpha, NEURON, SOFT_RESET, DETACH_RESET, METHOD,
-            )  # fmt: skip
+            if event:
+                i = i_start if k == 0 else current_after(jumps[k - 1], constants)
+                grad_x, grad_v_next, grad_i_next, sums_next = event_backward(
+                    jumps[k], potentials[k], i, grad_out, grad_next, dt_rounded, grad_v_next,
+                    grad_i_next, sums, constants, NEURON, SOFT_RESET, METHOD,
+                )  # fmt: skip
+                grad_next = grad_out if EVEN else tl.where(exists, grad_out, grad_next)
+            else:
+                grad_x, grad_v_next, grad_i_next, sums_next = step_backward(
+                    jumps[k], potentials[k], grad_out, grad_v_next, grad_i_next, sums,
+                    constants, alpha, NEURON, SOFT_RESET, DETACH_RESET, METHOD, SMOOTH,
+                )  # fmt: skip
             if grad_x_ptr is not None:
                 store(grad_x_ptr + place, grad_x, exists)
             place -= M
@@ -233,6 +264,8 @@ def lif_backward_kernel(
                 grad_i = tl.where(exists, grad_i_next, grad_i)
                 sums = where_all(exists, sums_next, sums)
 
+    if event and grad_first_ptr is not None:
+        tl.store(grad_first_ptr + m, grad_next, mask=inside)
     tl.store(grad_v0_ptr + m, grad_v, mask=inside)
     if NEURON != CURRENT_ENCODER:
         tl.store(grad_i0_ptr + m, grad_i, mask=inside)
