@@ -6,9 +6,11 @@ import torch
 from helpers import CONSTANTS, TOLERANCE, assert_same_bits
 from test_lif_backward import check as check_gradients
 
+from fused_lif.surrogate import method_id
 from fused_lif.types import Neuron
 
 HALVES = (torch.float16, torch.bfloat16)
+SUPER = method_id("super")
 
 
 def check_spikes(case):
@@ -48,35 +50,38 @@ def operator_arguments(case):
 
 
 @torch.no_grad()
-def run_operators(ops, x, case, interval, *, grads=None, needs=255):
+def run_operators(ops, x, case, interval, *, grads=None, needs=255, method=SUPER, smooth=False):
     """Calls lif_forward and lif_backward; returns the results of both."""
     tensors, alpha, neuron, soft = operator_arguments(case)
-    forward = ops.lif_forward(x, *tensors, 0.001, neuron, soft, interval)
+    options = (0.001, neuron, soft, interval, method, smooth)
+    forward = ops.lif_forward(x, *tensors, alpha if smooth else None, *options)
     if grads is None:
         generator = torch.Generator().manual_seed(3)
         weights = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in forward]
         grads = (weights[0], weights[1], None if tensors[1] is None else weights[2], None)
         if interval == 1:
             grads = (*grads[:3], weights[3])
-    options = (0.001, neuron, soft, interval, 1, False, needs)
-    return *forward, *ops.lif_backward(*grads, x, forward[3], *tensors, alpha, *options)
+    backward = (*grads, x, forward[3], *tensors, alpha, *options, False, needs)
+    return *forward, *ops.lif_backward(*backward)
 
 
 @torch.no_grad()
-def run_recurrent_operators(ops, case, interval, *, grads=None, needs=255):
+def run_recurrent_operators(
+    ops, case, interval, *, grads=None, needs=255, method=SUPER, smooth=False
+):
     soft = case.options.get("reset") == "soft"
-    tensors = case[:6]
-    forward = ops.lif_recurrent_forward(
-        *tensors, *case.constants, 0.001, soft, False, interval, True
-    )[:5]
+    constants = (*case.constants, case.alpha if smooth else None)
+    options = (0.001, soft, False, interval, method, smooth, True)
+    forward = ops.lif_recurrent_forward(*case[:6], *constants, *options)[:5]
     out, v, i, i_jump, states = forward
     if grads is None:
         generator = torch.Generator().manual_seed(3)
         weights = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in (out, v, i)]
         recorded = torch.randn(states.shape, generator=generator).to(v.dtype)
         grads = (*weights, recorded if interval == 1 else None)
-    backward = (i_jump, states, case.v, case.recurrent_weights, *case.constants, case.alpha)
-    options = (0.001, soft, interval, 1, False, needs)
+    state = (i_jump, states, case.v, case.i)
+    backward = (*state, case.recurrent_weights, *case.constants, case.alpha)
+    options = (0.001, soft, interval, method, smooth, False, needs)
     return *forward, *ops.lif_recurrent_backward(*grads, *backward, *options)
 
 

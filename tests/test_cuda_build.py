@@ -303,17 +303,24 @@ def test_problems():
         kernel("a_forward<double, 1>", "8.0", 50),
         kernel("a_backward<float, 1>", "8.0", 40, fma=2),
         kernel("a_backward<float, 1>", "9.0", 42, stack=8, spills=3),
+        kernel("b_forward_kernel<0, double>", "8.0", 40, fma=2),
+        kernel("b_forward_kernel<1, double>", "8.0", 50, fma=2),  # smooth spikes
         kernel("new", "8.0", 10),
     ]
     registers = {"a_forward": 40, "a_forward<double": 49, "a_backward": 42, "old": 1}
+    registers |= {"b_forward_kernel": 40, "b_forward_kernel<1": 49}
     assert cuda_binary.problems(kernels, registers) == [
         "a_forward<float, 1> for 8.0 fuses multiply and add 2 times",
         "a_forward<double, 1> for 8.0 takes 50 registers, more than 49",
         "a_backward<float, 1> for 9.0 has 8 bytes of local memory, which 3 instructions use",
+        "b_forward_kernel<0, double> for 8.0 fuses multiply and add 2 times",
+        "b_forward_kernel<1, double> for 8.0 takes 50 registers, more than 49",
         "new has no entry in REGISTERS; it takes 10",
         "REGISTERS has an entry for old, but there is no such kernel",
         "a_forward<double, 1> is missing for 9.0",
         "a_forward<float, 1> is missing for 9.0",
+        "b_forward_kernel<0, double> is missing for 9.0",
+        "b_forward_kernel<1, double> is missing for 9.0",
         "new is missing for 9.0",
     ]
 

@@ -132,7 +132,9 @@ def test_tensors_of_two_devices():
     constants = [torch.ones((), device="cuda:1") for _ in range(5)]
     with pytest.raises(RuntimeError, match="v must be on the device of x"):
         torch.ops.fused_lif.lif_forward(
-            torch.zeros(4, 3, device="cuda:0"), *tensors, *constants, 0.001, 0, False, 0
+            torch.zeros(4, 3, device="cuda:0"),
+            *(*tensors, *constants, None),
+            *(0.001, 0, False, 0, 1, False),
         )
 
 

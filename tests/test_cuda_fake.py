@@ -93,7 +93,7 @@ def test_sequence(neuron, dtype, has_time, interval, fake):
     v, i = new(B, N, dtype=state), new(B, N, dtype=state) if synapse else None
     x = new(B, *sizes[:-2], N, dtype=dtype).transpose(0, 1) if has_time else new(B, N, dtype=dtype)
     options = (0.001, int(neuron), False, interval)
-    outputs = torch.ops.fused_lif.lif_forward(x, v, i, *given, *options)
+    outputs = torch.ops.fused_lif.lif_forward(x, v, i, *given, None, *options, 1, False)
     steps = T if has_time else 1
     rows = {0: 0, 1: steps, 8: (steps - 1) // 8, 32: (steps - 1) // 32}[interval]
     kept = (2 if synapse else 1, rows, B, N)
@@ -103,7 +103,9 @@ def test_sequence(neuron, dtype, has_time, interval, fake):
     alpha = new() if threshold else None
     for needs in (255, 0, 0b10101000, 1):
         grads = torch.ops.fused_lif.lif_backward(
-            None, None, None, None, x, outputs[3], v, i, *given, alpha, *options, 1, False, needs
+            *(None,) * 4,
+            *(x, outputs[3], v, i, *given, alpha),
+            *(*options, 1, False, False, needs),
         )
         expected = [(dtype, sizes if needs & 1 else (0,)), (state, (B, N)), (state, i_end)]
         for k, c in enumerate(given):
@@ -121,7 +123,7 @@ def test_recurrent_layer(dtype, has_time, interval, exact, needs_grad, fake):
     state, time = state_type(dtype), (T,) if has_time else ()
     x, v = new(*time, B, F, dtype=dtype), new(B, N, dtype=state)
     weights = new(N, F), new(N, N, dtype=torch.bfloat16)
-    options = (0.001, False, exact, interval, needs_grad)
+    options = (None, 0.001, False, exact, interval, 1, False, needs_grad)
     outputs = torch.ops.fused_lif.lif_recurrent_forward(
         x, v, v, v, *weights, *constants(), *options
     )
@@ -142,8 +144,8 @@ def test_recurrent_layer(dtype, has_time, interval, exact, needs_grad, fake):
     for needs in (255, 0, 0b10101000, 1):
         grads = torch.ops.fused_lif.lif_recurrent_backward(
             *(None,) * 4,
-            *(i_jump, states, v, weights[1], *constants(), new()),
-            *(0.001, False, interval, 1, False, needs),
+            *(i_jump, states, v, v, weights[1], *constants(), new()),
+            *(0.001, False, interval, 1, False, False, needs),
         )
         expected = [
             (state, sequence),
@@ -216,7 +218,7 @@ def test_public_functions_and_layers(dtype, backend, fake, available, monkeypatc
 @pytest.mark.parametrize("record_states", [False, True])
 def test_autograd_of_a_sequence(record_states, fake):
     interval = 1 if record_states else 32
-    options = _autograd._Options(0.001, 0, False, interval, 1, False)
+    options = _autograd._Options(0.001, 0, False, interval, 1, False, False)
     x, v, given = new(T, B, N, dtype=torch.bfloat16), new(B, N), (*constants(), new())
     ctx = Context([True] * 8 + [False] * 3)
     outputs = _autograd._LIFSequence.forward(ctx, x, v, v, *given, options, native.OPERATORS)
@@ -229,7 +231,7 @@ def test_autograd_of_a_sequence(record_states, fake):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("autapses", [False, True])
 def test_autograd_of_a_recurrent_layer(autapses, dtype, fake):
-    options = _autograd._Options(0.001, 0, False, 32, 1, False)
+    options = _autograd._Options(0.001, 0, False, 32, 1, False, False)
     x, v = new(B, F, dtype=dtype), new(B, N, dtype=state_type(dtype))
     weights, given = (new(N, F, dtype=torch.bfloat16), new(N, N)), (*constants(), new())
     ctx = Context([True] * 11 + [False] * 5)
@@ -275,7 +277,7 @@ def problem_on(device, *, recurrent=False, exact=False, dtype=torch.float32):
         if recurrent:
             weights = torch.empty(N, N, device=device)
             recurrence = Recurrence(v, weights, weights, True, exact)
-    options = (0.001, Neuron.LIF, "super", False, False, False, recurrence)
+    options = (0.001, Neuron.LIF, "super", *(False,) * 4, recurrence)
     return LIFProblem(x, v, v, *[c] * 6, *options)
 
 

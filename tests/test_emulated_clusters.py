@@ -13,6 +13,7 @@ from test_recurrent_backward import check as check_recurrent_gradients
 from test_recurrent_forward import run_as_promised, with_binary_spikes
 
 from fused_lif.backends import native
+from fused_lif.surrogate import EVENT_METHODS
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -64,6 +65,23 @@ def test_clusters_and_matrix_products_agree(device, emulated):
         for a, e in zip(case.run("emulated"), expected):
             assert_same_bits(a, e)
         check_recurrent_gradients(case, "emulated")
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("method", EVENT_METHODS)
+@pytest.mark.parametrize("shape", CLUSTERS, ids=str)
+def test_clusters_take_events(shape, method, reset, emulated, cuda):
+    """They wait where the kernels of surrogates do, and agree with matrix products."""
+    case, method = random_recurrent_case(shape, reset=reset), EVENT_METHODS[method]
+    with emulated.sites() as sites:
+        clusters = run_recurrent_operators(cuda, case, 1, method=method)
+    with emulated.sites() as sites_of_surrogate:
+        run_recurrent_operators(cuda, case, 1)
+    assert sites == sites_of_surrogate
+    with emulated.device(capability=80), emulated.sites() as others:
+        products = run_recurrent_operators(cuda, case, 1, method=method)
+    assert not any("lif_cluster.cu" in site for site in others)
+    assert_close_sequences(clusters, products, torch.float32)
 
 
 @pytest.mark.parametrize("options", [{"reset": "soft"}, {"record_states": True}], ids=str)

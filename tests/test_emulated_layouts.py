@@ -59,7 +59,17 @@ def test_every_width(dtype, columns, forward, backward, emulated):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{"reset": "soft"}, {"record_states": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reset": "soft"},
+        {"record_states": True},
+        {"method": "eventprop"},
+        {"method": "adjoint"},
+        {"method": "adjoint", "reset": "soft"},
+    ],
+    ids=str,
+)
 def test_wide_kernels_with_options(options, dtype, emulated):
     with emulated.device(multiprocessors=1):
         check(random_case((35, 2, 512), dtype, **options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_cases import (
+    SUPER,
     assert_close_sequences,
     check_spikes,
     operator_arguments,
@@ -21,43 +22,55 @@ from helpers import (
 from test_recurrent_backward import check as check_recurrent_gradients
 
 from fused_lif import LIFParameters, LIFState, lif_step_integral
+from fused_lif.surrogate import EVENT_METHODS
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
 cpu = torch.ops.fused_lif
 
+#: What a spike is, to ``run_operators`` and ``run_recurrent_operators``.
+SPIKES = {
+    "surrogate": {},
+    "smooth": {"smooth": True},
+    **{name: {"method": id_} for name, id_ in EVENT_METHODS.items()},
+}
+each_spike = pytest.mark.parametrize("spike", SPIKES.values(), ids=SPIKES)
+
 
 @pytest.mark.parametrize("T", [1, 31, 32, 33, 64, 65])
 @pytest.mark.parametrize("interval", [0, 1, 8, 32])
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_kept_states(T, interval, neuron, cuda):
+@each_spike
+def test_kept_states(T, interval, neuron, spike, cuda):
     if interval == 0 and T > 32:
         return
     case = random_case((T, 3, 7), torch.float64, neuron)
-    actual = run_operators(cuda, case.x, case, interval)
-    expected = run_operators(cpu, case.x, case, interval)
+    actual = run_operators(cuda, case.x, case, interval, **spike)
+    expected = run_operators(cpu, case.x, case, interval, **spike)
     for a, e in zip(actual[:4], expected[:4]):
         assert_same_bits(a, e)
     assert_close_sequences(actual[4:], expected[4:], torch.float64)
     if interval in (0, 8):  # the recomputed steps have the same bits
-        for a, e in zip(actual[4:], run_operators(cuda, case.x, case, 32)[4:]):
+        for a, e in zip(actual[4:], run_operators(cuda, case.x, case, 32, **spike)[4:]):
             assert_same_bits(a, e)
 
 
 @pytest.mark.parametrize("T", [1, 31, 32, 33, 64, 65])
 @pytest.mark.parametrize("interval", [0, 1, 8, 32])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_kept_states_of_recurrent_layers(T, interval, dtype, cuda):
-    if interval == 0 and T > 32:
+@each_spike
+def test_kept_states_of_recurrent_layers(T, interval, dtype, spike, cuda):
+    if (interval == 0 and T > 32) or (spike.get("smooth") and dtype != torch.float64):
         return
     case = random_recurrent_case((T, 3, 5, 7), dtype)
-    actual = run_recurrent_operators(cuda, case, interval)
-    expected = run_recurrent_operators(cpu, case, interval)
-    for a, e in zip(actual[:5], expected[:5]):
-        assert_same_bits(a, e)
-    assert_close_sequences(actual[5:], expected[5:], case.v.dtype)
+    actual = run_recurrent_operators(cuda, case, interval, **spike)
+    expected = run_recurrent_operators(cpu, case, interval, **spike)
+    if not spike.get("smooth"):  # otherwise sums over neurons are not exact
+        for a, e in zip(actual[:5], expected[:5]):
+            assert_same_bits(a, e)
+    assert_close_sequences(actual, expected, case.v.dtype)
     if interval in (0, 8):
-        for a, e in zip(actual[5:], run_recurrent_operators(cuda, case, 32)[5:]):
+        for a, e in zip(actual[5:], run_recurrent_operators(cuda, case, 32, **spike)[5:]):
             assert_same_bits(a, e)
 
 
@@ -136,19 +149,66 @@ def test_only_what_is_needed(needs, recurrent, cuda):
             assert a.shape == (0,)
 
 
+@each_spike
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_current_encoder_with_soft_reset(dtype, spike, cuda):
+    """No public function has it."""
+    if spike.get("smooth") and dtype != torch.float64:
+        return
+    case = random_case((40, 3, 35), dtype, "encoder", reset="soft")
+    actual = run_operators(cuda, case.x, case, 32, **spike)
+    expected = run_operators(cpu, case.x, case, 32, **spike)
+    assert_close_sequences(actual, expected, dtype)
+    assert actual[4].any()
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["sequence", "recurrent"])
+@pytest.mark.parametrize(
+    ("dtype", "spike", "message"),
+    [
+        (torch.float32, {"smooth": True}, "smooth spikes need float64"),
+        (torch.float64, {"smooth": True, "method": 9}, "event-based method has no smooth spikes"),
+        (torch.float64, {"method": 11}, "unknown method 11; known ones are 0 to 10"),
+    ],
+    ids=["float32", "events", "unknown"],
+)
+def test_spikes_that_there_are_not(dtype, spike, message, recurrent, cuda):
+    if recurrent:
+        run, given = run_recurrent_operators, (random_recurrent_case((3, 2, 4, 5), dtype),)
+    else:
+        case = random_case((3, 2, 5), dtype)
+        run, given = run_operators, (case.x, case)
+    with pytest.raises(RuntimeError, match=message):
+        run(cuda, *given, 0, **spike)
+
+
+def test_alpha_is_for_smooth_spikes_only(cuda):
+    case = random_case((3, 2, 5), torch.float64)
+    tensors, alpha, *options = operator_arguments(case)
+    for a, smooth in ((alpha, False), (None, True)):
+        with pytest.raises(RuntimeError, match="alpha must be given"):
+            cuda.lif_forward(case.x, *tensors, a, 0.001, *options, 0, SUPER, smooth)
+    case = random_recurrent_case((3, 2, 4, 5), torch.float64)
+    for a, smooth in ((alpha, False), (None, True)):
+        with pytest.raises(RuntimeError, match="alpha must be given"):
+            cuda.lif_recurrent_forward(
+                *case[:6], *case.constants, a, 0.001, False, False, 0, SUPER, smooth, True
+            )
+
+
 def test_more_time_steps_than_31_bits(cuda):
     case = random_case((1, 1))
     x = case.x.detach().expand(2**31, 1)
     tensors, _, *options = operator_arguments(case)
     with pytest.raises(RuntimeError, match=r"CUDA takes at most \d+ time steps, got 2147483648"):
-        cuda.lif_forward(x, *tensors, 0.001, *options, 0)
+        cuda.lif_forward(x, *tensors, None, 0.001, *options, 0, SUPER, False)
 
 
 def test_spikes_are_not_packed(cuda):
     """Recurrent layers keep the spikes themselves: autograd notices if they are changed."""
     case = random_recurrent_case((20, 3, 5, 7))
     *_, input_spikes, spikes = cuda.lif_recurrent_forward(
-        *case[:6], *case.constants, 0.001, False, False, 32, True
+        *case[:6], *case.constants, None, 0.001, False, False, 32, SUPER, False, True
     )
     assert input_spikes.shape == spikes.shape == (0,)
     grad, words = torch.randn(3, 7), torch.zeros(3, 2, dtype=torch.int64)

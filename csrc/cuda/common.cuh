@@ -109,6 +109,19 @@ void visit_reset(Reset reset, const F& f) {
     f.template operator()<Reset::kHard>();
 }
 
+// Calls f.operator()<kSpike>(). Without a threshold all spikes are alike; smooth ones are compiled
+// for double only, those of events for the backward only.
+template <typename S, Neuron kNeuron, bool kBackward, typename F>
+void visit_spike(Spike spike, const F& f) {
+  if constexpr (has_threshold(kNeuron)) {
+    if constexpr (std::is_same_v<S, double>)
+      if (spike == Spike::kSmooth) return f.template operator()<Spike::kSmooth>();
+    if constexpr (kBackward)
+      if (spike == Spike::kEvent) return f.template operator()<Spike::kEvent>();
+  }
+  f.template operator()<Spike::kStep>();
+}
+
 template <int kColumns>
 using Width = std::integral_constant<int, kColumns>;
 

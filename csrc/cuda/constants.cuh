@@ -53,7 +53,7 @@ for_each_value(const Constant& c, int64_t m, double factor, const F& f) {
   for (int k = 0; k < kColumns; ++k) f(k, value_of<S>(c, first + k * next, factor));
 }
 
-// The constants of the columns m + k that a neuron has.
+// The constants of the columns m + k that a neuron has, without alpha.
 template <Neuron kNeuron, typename S, int kColumns>
 __device__ __forceinline__ void load_constants(
     const Constant (&constants)[kNumConstants],
@@ -73,6 +73,14 @@ __device__ __forceinline__ void load_constants(
     for_each_value<S, kColumns>(
         constants[kVReset], m, 1.0, [&](int k, S value) { c[k].v_reset = value; });
   }
+}
+
+// alpha, for surrogates and for smooth spikes.
+template <typename S, int kColumns>
+__device__ __forceinline__ void
+load_alpha(const Constant (&constants)[kNumConstants], int64_t m, Constants<S> (&c)[kColumns]) {
+  for_each_value<S, kColumns>(
+      constants[kAlpha], m, 1.0, [&](int k, S value) { c[k].alpha = value; });
 }
 
 // Calls f(constant, sum) for the constants that a neuron has.

@@ -35,6 +35,7 @@ struct SequenceForward {
   void* states;  // [2, rows, M] (v and i; no i without synapse): states after step interval * (row
                  // + 1) - 1
   int64_t rows, interval;
+  Method method;
 };
 
 struct SequenceBackward {
@@ -48,7 +49,7 @@ struct SequenceBackward {
   void* grad_x;                               // may be null: not needed
   void *grad_v0, *grad_i0;
   void* sums[kNumGrads];  // [M]: gradients of the constants per column; may be null: not needed
-  Surrogate surrogate;
+  Method method;
   bool detach_reset;
 };
 
@@ -73,6 +74,7 @@ struct RecurrentStepForward {
   void *v, *i;
   void* i_jump;           // may be x; null if not needed
   void *kept_v, *kept_i;  // null if the state is not kept
+  Method method;
 };
 
 // Potentials before each of some time steps, from the currents after the input. [steps, M]
@@ -83,6 +85,7 @@ struct RecurrentPotentials {
   Constant constants[kNumConstants];
   double dt;
   void* potentials;
+  Method method;
 };
 
 // The reverse of one time step. All tensors are [M].
@@ -93,13 +96,15 @@ struct RecurrentStepBackward {
   const void *grad_v_after, *grad_i_after;  // may be grad_v and grad_i; null: zero
   const void *grad_kept_v, *grad_kept_i;    // gradients of the recorded state; null: zero
   const void *potential, *i_jump;           // before the step, and after its input
+  const void *i0, *i_jump_before;  // initial, and of the step before; null: this is the first
+  void* grad_next;                 // for events: dL/dz of the step after, becomes that of this one
   Constant constants[kNumConstants];
   double dt;
   void* grad_x;
   void *grad_v, *grad_i;
   void* sums[kNumGrads];  // gradients of the constants per column; null: not needed
-  bool is_first;          // sums start from zero
-  Surrogate surrogate;
+  bool is_last;           // of all steps, the first to be reversed: sums start from zero
+  Method method;
   bool detach_reset;
 };
 
@@ -123,7 +128,7 @@ struct ClusterBackward {
   int64_t T, B, H;
   const void* grad_out;  // of `dtype`; may be null: zero
   DType dtype;
-  const void *i_jump, *v0, *states;
+  const void *i_jump, *v0, *i0, *states;
   int64_t interval, segment;
   const void* weights;  // [H, H], not transposed
   Constant constants[kNumConstants];
@@ -132,7 +137,7 @@ struct ClusterBackward {
   void* grad_x;
   void *grad_v0, *grad_i0;
   void* sums[kNumGrads];
-  Surrogate surrogate;
+  Method method;
   bool detach_reset;
 };
 

@@ -31,13 +31,17 @@ struct Segment {
   }
 };
 
-template <typename IO, int kColumns, Neuron kNeuron, Reset kReset>
+template <Spike kSpike, typename IO, int kColumns, Neuron kNeuron, Reset kReset>
 __global__ void __launch_bounds__(kBackwardThreads)
     lif_backward_kernel(const SequenceBackward args) {
   using S = Compute<IO>;
   using P = Pack<IO, kColumns>;
   using PS = Pack<S, kColumns>;
-  constexpr int kAtOnce = 4 / kColumns;  // time steps whose arithmetic overlaps
+  constexpr bool kSurrogates = has_threshold(kNeuron) && kSpike != Spike::kEvent;
+  // Time steps whose arithmetic overlaps. Smooth spikes are long code; events of one column of a
+  // half type, the way out for odd layouts, would spill.
+  constexpr bool kOdd = kSpike == Spike::kEvent && sizeof(P) < 4;
+  constexpr int kAtOnce = kSpike == Spike::kSmooth ? 1 : kOdd ? 2 : 4 / kColumns;
   const int64_t M = args.M, m = first_column(kColumns);
   if (m >= M) return;
   const int T = static_cast<int>(args.T), K = static_cast<int>(args.segment);
@@ -56,13 +60,11 @@ __global__ void __launch_bounds__(kBackwardThreads)
   fetch(segment.x, x, args.x.stride_t, t0, steps);
 
   Constants<S> c[kColumns];
-  S alpha[kColumns];
   load_constants<kNeuron>(args.constants, args.dt, m, c);
-  if constexpr (has_threshold(kNeuron))
-    for_each_value<S, kColumns>(
-        args.constants[kAlpha], m, 1.0, [&](int k, S value) { alpha[k] = value; });
+  if constexpr (kSurrogates) load_alpha(args.constants, m, c);
   State<S> grad[kColumns];
   ConstantGrads<S> sums[kColumns] = {};
+  S grad_next[kColumns] = {};  // of events: dL/dz of the step after
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) {
     grad[k].v = load_or_zero<S>(args.grad_v, m + k);
@@ -89,8 +91,9 @@ __global__ void __launch_bounds__(kBackwardThreads)
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         potential.at[k] = state[k].v;
-        i_jump.at[k] =
-            step_forward<kNeuron, kReset>(to_compute<S>(x_t.at[k]), state[k], c[k]).i_jump;
+        const auto step = step_forward<kNeuron, kReset, kSpike>(
+            to_compute<S>(x_t.at[k]), state[k], c[k], args.method.surrogate);
+        i_jump.at[k] = step.i_jump;
       }
       segment.potential[r * kBackwardThreads] = potential;
       segment.i_jump[r * kBackwardThreads] = i_jump;
@@ -105,6 +108,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
       Step<S> step[kAtOnce][kColumns];
       P grad_out_t[kAtOnce] = {};
       S surrogate[kAtOnce][kColumns] = {};
+      S current[kAtOnce][kColumns] = {};  // before the input
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         const int slot = max(r1 - j, 0) * kBackwardThreads;
@@ -113,39 +117,67 @@ __global__ void __launch_bounds__(kBackwardThreads)
 #pragma unroll
         for (int k = 0; k < kColumns; ++k) {
           State<S> before = {potential.at[k], S(0)};
-          step[j][k] = step_from_jump<kNeuron, kReset>(i_jump.at[k], before, c[k]);
+          step[j][k] = step_from_jump<kNeuron, kReset, kSpike>(
+              i_jump.at[k], before, c[k], args.method.surrogate);
         }
+        if constexpr (kSpike == Spike::kEvent && has_synapse(kNeuron))
+          if (args.method.is_adjoint) {
+            const bool is_first = slot == 0;
+            const PS jump = segment.i_jump[is_first ? 0 : slot - kBackwardThreads];
+#pragma unroll
+            for (int k = 0; k < kColumns; ++k)
+              current[j][k] = is_first ? i[k] : jump.at[k] - c[k].dt_tau_syn_inv * jump.at[k];
+          }
       }
-      if constexpr (has_threshold(kNeuron))
-        visit_surrogate(args.surrogate, [&]<Surrogate kSurrogate>() {
+      if constexpr (kSurrogates)
+        visit_surrogate(args.method.surrogate, [&]<Surrogate kSurrogate>() {
 #pragma unroll
           for (int j = 0; j < kAtOnce; ++j)
 #pragma unroll
             for (int k = 0; k < kColumns; ++k)
               surrogate[j][k] =
-                  surrogate_grad<kSurrogate>(step[j][k].v_decayed - c[k].v_th, alpha[k]);
+                  surrogate_grad<kSurrogate>(step[j][k].v_decayed - c[k].v_th, c[k].alpha);
         });
+      // Two branches for all of them, instead of two for each: their arithmetic overlaps.
+      const auto reverse = [&](bool is_adjoint) {
+        const Method method = {kSpike, Surrogate::kHeaviside, is_adjoint};
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (r1 - j < 0) break;
-        const int64_t t = t0 + r1 - j;
-        if (args.grad_states != nullptr) {
-          const S* recorded = static_cast<const S*>(args.grad_states) + t * M + m;
+        for (int j = 0; j < kAtOnce; ++j) {
+          if (r1 - j < 0) break;
+          const int64_t t = t0 + r1 - j;
+          if (args.grad_states != nullptr) {
+            const S* recorded = static_cast<const S*>(args.grad_states) + t * M + m;
+#pragma unroll
+            for (int k = 0; k < kColumns; ++k) {
+              grad[k].v = grad[k].v + recorded[k];
+              if constexpr (has_synapse(kNeuron)) grad[k].i = grad[k].i + recorded[args.T * M + k];
+            }
+          }
+          P grad_x_t;
 #pragma unroll
           for (int k = 0; k < kColumns; ++k) {
-            grad[k].v = grad[k].v + recorded[k];
-            if constexpr (has_synapse(kNeuron)) grad[k].i = grad[k].i + recorded[args.T * M + k];
+            const S grad_out_k = to_compute<S>(grad_out_t[j].at[k]);
+            S grad_x_k;
+            if constexpr (kSpike == Spike::kEvent)
+              grad_x_k = event_backward<kNeuron, kReset>(
+                  method, step[j][k], current[j][k], grad_out_k,
+                  t + 1 == T ? grad_out_k : grad_next[k], static_cast<S>(args.dt), grad[k], sums[k],
+                  c[k]);
+            else
+              grad_x_k = step_backward<kNeuron, kReset, true, kSpike>(
+                  step[j][k], grad_out_k, surrogate[j][k], args.detach_reset, grad[k], sums[k],
+                  c[k]);
+            grad_next[k] = grad_out_k;
+            grad_x_t.at[k] = to_io<IO>(grad_x_k);
           }
+          if (args.grad_x != nullptr)
+            *reinterpret_cast<P*>(static_cast<IO*>(args.grad_x) + t * M + m) = grad_x_t;
         }
-        P grad_x_t;
-#pragma unroll
-        for (int k = 0; k < kColumns; ++k)
-          grad_x_t.at[k] = to_io<IO>(step_backward<kNeuron, kReset, true>(
-              step[j][k], to_compute<S>(grad_out_t[j].at[k]), surrogate[j][k], args.detach_reset,
-              grad[k], sums[k], c[k]));
-        if (args.grad_x != nullptr)
-          *reinterpret_cast<P*>(static_cast<IO*>(args.grad_x) + t * M + m) = grad_x_t;
-      }
+      };
+      if (kSpike == Spike::kEvent && args.method.is_adjoint)
+        reverse(true);
+      else
+        reverse(false);
     }
   }
 
@@ -170,16 +202,19 @@ void launch_lif_backward(
     Stream stream) {
   visit_neuron(neuron, reset, [&]<Neuron kNeuron, Reset kReset>() {
     visit_dtype(dtype, [&]<typename IO>(IO) {
-      constexpr int kNarrow = narrow_columns(sizeof(IO));
-      constexpr int kWide =
-          has_wide_kernel(kNeuron, kReset) ? wide_backward_columns(sizeof(IO)) : kNarrow;
-      visit_columns<1, kNarrow, kWide>(plan.columns, [&]<int kColumns>(Width<kColumns>) {
-        const LaunchShape shape = {
-            blocks_for(args.M, plan), dim3(plan.threads),
-            args.segment * Segment<IO, kColumns>::kBytesPerStep * kBackwardThreads};
-        launch(
-            "lif_backward_kernel", lif_backward_kernel<IO, kColumns, kNeuron, kReset>, shape,
-            stream, args);
+      visit_spike<IO, kNeuron, true>(args.method.spike, [&]<Spike kSpike>() {
+        const auto run = [&]<int kColumns>(Width<kColumns>) {
+          const LaunchShape shape = {
+              blocks_for(args.M, plan), dim3(plan.threads),
+              args.segment * Segment<IO, kColumns>::kBytesPerStep * kBackwardThreads};
+          launch(
+              "lif_backward_kernel", lif_backward_kernel<kSpike, IO, kColumns, kNeuron, kReset>,
+              shape, stream, args);
+        };
+        constexpr int kNarrow = narrow_columns(sizeof(IO));
+        constexpr int kWide =
+            has_wide_kernel(kNeuron, kReset) ? wide_backward_columns(sizeof(IO)) : kNarrow;
+        visit_columns<1, kNarrow, kWide>(plan.columns, run);
       });
     });
   });

@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kClusterColumns* kForwardRows, 1)
 // All threads take part in grad_z = W_rec^T grad_x: thread (split, column) adds up the receivers
 // [split * kSlice, (split + 1) * kSlice), whose weights it has in registers, for every row. Then a
 // thread per neuron and row adds up the splits and reverses the step.
-template <int kSlice, Reset kReset>
+template <Spike kSpike, int kSlice, Reset kReset>
 __global__ void __launch_bounds__(kClusterBackwardThreads, 1)
     lif_cluster_backward_kernel(const ClusterBackward args, int rows) {
 #if FUSED_LIF_HAS_CLUSTERS
@@ -207,14 +207,14 @@ __global__ void __launch_bounds__(kClusterBackwardThreads, 1)
 
   Constants<float> c[1];
   load_constants<Neuron::kLIF>(args.constants, args.dt, m, c);
-  const Constant& alphas = args.constants[kAlpha];
-  const float alpha = value_of<float>(alphas, element_of(alphas, m), 1.0);
+  if constexpr (kSpike != Spike::kEvent) load_alpha(args.constants, m, c);
   State<float> grad = {load_or_zero<float>(args.grad_v, m), load_or_zero<float>(args.grad_i, m)};
   ConstantGrads<float> sums = {};
   const auto load_grad_out = [&](int t) {
     return args.grad_out == nullptr ? 0.f : load_any(args.grad_out, args.dtype, t * M + m);
   };
   float grad_out = load_grad_out(T - 1);
+  float grad_next = 0.f;  // of events: dL/dz of the step after
   const int segment = static_cast<int>(args.segment);
 
   cluster.sync();  // all blocks have cleared what others write to
@@ -269,12 +269,28 @@ __global__ void __launch_bounds__(kClusterBackwardThreads, 1)
       State<float> before = {potential[(t - t0) * slots], 0.f};
       const auto step =
           step_from_jump<Neuron::kLIF, kReset>(current[(t - t0) * slots], before, c[0]);
-      float surrogate = 0.f;
-      visit_surrogate(args.surrogate, [&]<Surrogate kSurrogate>() {
-        surrogate = surrogate_grad<kSurrogate>(step.v_decayed - c[0].v_th, alpha);
-      });
-      grad_x = step_backward<Neuron::kLIF, kReset, true>(
-          step, grad_out + grad_z, surrogate, args.detach_reset, grad, sums, c[0]);
+      if constexpr (kSpike == Spike::kEvent) {
+        float i = 0.f;  // before the input
+        if (args.method.is_adjoint && t == 0) {
+          i = static_cast<const float*>(args.i0)[m];
+        } else if (args.method.is_adjoint) {
+          const float jump = t > t0 ? current[(t - t0 - 1) * slots]
+                                    : static_cast<const float*>(args.i_jump)[(t - 1) * M + m];
+          i = jump - c[0].dt_tau_syn_inv * jump;
+        }
+        const float grad_total = grad_out + grad_z;
+        grad_x = event_backward<Neuron::kLIF, kReset>(
+            args.method, step, i, grad_total, t + 1 == T ? grad_total : grad_next,
+            static_cast<float>(args.dt), grad, sums, c[0]);
+        grad_next = grad_total;
+      } else {
+        float surrogate = 0.f;
+        visit_surrogate(args.method.surrogate, [&]<Surrogate kSurrogate>() {
+          surrogate = surrogate_grad<kSurrogate>(step.v_decayed - c[0].v_th, c[0].alpha);
+        });
+        grad_x = step_backward<Neuron::kLIF, kReset, true>(
+            step, grad_out + grad_z, surrogate, args.detach_reset, grad, sums, c[0]);
+      }
     }
     if (has_row)
       for (int q = 0; q < blocks; ++q)
@@ -322,14 +338,16 @@ void launch_cluster_backward(const ClusterBackward& args, Reset reset, int rows,
       args.B, args.H, rows, kClusterBackwardThreads,
       cluster_backward_bytes(args.H, rows, args.segment));
   visit_reset(reset, [&]<Reset kReset>() {
-    const auto run = [&](auto kernel) {
-      launch("lif_cluster_backward_kernel", kernel, shape, stream, args, rows);
-    };
-    switch (backward_slice(args.H)) {
-      case 16: return run(lif_cluster_backward_kernel<16, kReset>);
-      case 32: return run(lif_cluster_backward_kernel<32, kReset>);
-      default: return run(lif_cluster_backward_kernel<64, kReset>);
-    }
+    visit_spike<float, Neuron::kLIF, true>(args.method.spike, [&]<Spike kSpike>() {
+      const auto run = [&](auto kernel) {
+        launch("lif_cluster_backward_kernel", kernel, shape, stream, args, rows);
+      };
+      switch (backward_slice(args.H)) {
+        case 16: return run(lif_cluster_backward_kernel<kSpike, 16, kReset>);
+        case 32: return run(lif_cluster_backward_kernel<kSpike, 32, kReset>);
+        default: return run(lif_cluster_backward_kernel<kSpike, 64, kReset>);
+      }
+    });
   });
 }
 

@@ -27,14 +27,14 @@ size_t ring_bytes(int64_t T) {
   return std::min<int64_t>(kRing<P>, T) * kForwardThreads * sizeof(P);
 }
 
-template <typename IO, int kColumns, Neuron kNeuron, Reset kReset>
+template <Spike kSpike, typename IO, int kColumns, Neuron kNeuron, Reset kReset>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     lif_forward_kernel(const SequenceForward args) {
   using S = Compute<IO>;
   using P = Pack<IO, kColumns>;
-  constexpr int kGroup = kSteps<P>, kGroups = kRing<P> / kGroup;
+  constexpr int kGroup = kSpike == Spike::kSmooth ? 1 : kSteps<P>;  // their code is long
+  constexpr int kGroups = kRing<P> / kGroup < 8 ? kRing<P> / kGroup : 8;
   constexpr int kGroupSlots = kGroup * kForwardThreads;
-  static_assert(kGroups <= 8);
   const int64_t M = args.M, m = first_column(kColumns);
   if (m >= M) return;
   const int T = static_cast<int>(args.T);
@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 
   Constants<S> c[kColumns];
   load_constants<kNeuron>(args.constants, args.dt, m, c);
+  if constexpr (kSpike == Spike::kSmooth) load_alpha(args.constants, m, c);
   State<S> state[kColumns];
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) {
@@ -75,11 +76,14 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     P out_t;
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
-      const auto step = step_forward<kNeuron, kReset>(to_compute<S>(x_t.at[k]), state[k], c[k]);
-      if constexpr (has_threshold(kNeuron))
-        out_t.at[k] = to_io<IO>(step.v_decayed > c[k].v_th ? S(1) : S(0));
-      else
+      const auto step = step_forward<kNeuron, kReset, kSpike>(
+          to_compute<S>(x_t.at[k]), state[k], c[k], args.method.surrogate);
+      if constexpr (!has_threshold(kNeuron))
         out_t.at[k] = to_io<IO>(step.v_decayed);
+      else if constexpr (kSpike == Spike::kSmooth)
+        out_t.at[k] = to_io<IO>(step.z);
+      else  // step.z takes more registers
+        out_t.at[k] = to_io<IO>(step.v_decayed > c[k].v_th ? S(1) : S(0));
     }
     *reinterpret_cast<P*>(out) = out_t;
     out += M;
@@ -133,17 +137,19 @@ void launch_lif_forward(
     Stream stream) {
   visit_neuron(neuron, reset, [&]<Neuron kNeuron, Reset kReset>() {
     visit_dtype(dtype, [&]<typename IO>(IO) {
-      const auto run = [&]<int kColumns>(Width<kColumns>) {
-        const LaunchShape shape = {
-            blocks_for(args.M, plan), dim3(plan.threads), ring_bytes<Pack<IO, kColumns>>(args.T)};
-        launch(
-            "lif_forward_kernel", lif_forward_kernel<IO, kColumns, kNeuron, kReset>, shape, stream,
-            args);
-      };
-      constexpr int kNarrow = narrow_columns(sizeof(IO));
-      constexpr int kWide =
-          has_wide_kernel(kNeuron, kReset) ? wide_forward_columns(sizeof(IO)) : kNarrow;
-      visit_columns<1, kNarrow, kWide>(plan.columns, run);
+      visit_spike<IO, kNeuron, false>(args.method.spike, [&]<Spike kSpike>() {
+        const auto run = [&]<int kColumns>(Width<kColumns>) {
+          const LaunchShape shape = {
+              blocks_for(args.M, plan), dim3(plan.threads), ring_bytes<Pack<IO, kColumns>>(args.T)};
+          launch(
+              "lif_forward_kernel", lif_forward_kernel<kSpike, IO, kColumns, kNeuron, kReset>,
+              shape, stream, args);
+        };
+        constexpr int kNarrow = narrow_columns(sizeof(IO));
+        constexpr int kWide =
+            has_wide_kernel(kNeuron, kReset) ? wide_forward_columns(sizeof(IO)) : kNarrow;
+        visit_columns<1, kNarrow, kWide>(plan.columns, run);
+      });
     });
   });
 }

@@ -44,6 +44,7 @@ struct ForwardCall {
   Reset reset;
   double dt;
   int64_t interval;
+  Method method;
   bool needs_grad;
   Tensor &x, &out, &v_end, &i_end, &states;
 };
@@ -92,6 +93,7 @@ void forward_by_steps(const ForwardCall& f, const Project& project) {
   args.z = same_type ? nullptr : z_converted.data_ptr();
   args.v = f.v_end.data_ptr();
   args.i = f.i_end.data_ptr();
+  args.method = f.method;
   for (int64_t t = 0; t < T; ++t) {
     project(t);
     matrix_product(r, z, f.from_hidden);
@@ -122,16 +124,21 @@ Outputs lif_recurrent_forward_cuda(
     Tensor v_leak,
     Tensor v_th,
     Tensor v_reset,
+    std::optional<Tensor> alpha,
     double dt,
     bool soft_reset,
     bool exact,
     int64_t state_interval,
+    int64_t method,
+    bool smooth,
     bool needs_grad) {
   const char* op = "lif_recurrent_forward";
+  const Method m = check_method(op, method, smooth, input.scalar_type());
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
-                                                          v_th,        v_reset,     std::nullopt};
+                                                          v_th,        v_reset,     alpha};
   check_recurrent_forward(
-      op, input, z, v, i, input_weights, recurrent_weights, constants, exact, state_interval);
+      op, input, z, v, i, input_weights, recurrent_weights, constants, exact, smooth,
+      state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const Layer layer(input, v);
   check_steps(op, layer.T);
@@ -164,9 +171,8 @@ Outputs lif_recurrent_forward_cuda(
   }
 
   const Tensor z0 = as_matrix(z, type, B, H);
-  const ForwardCall f = {call,  set,   layer,          z0,         v, i,   from_hidden,
-                         reset, dt,    state_interval, needs_grad, x, out, v_end,
-                         i_end, states};
+  const ForwardCall f = {call,           set, layer,      z0, v,   i,     from_hidden, reset, dt,
+                         state_interval, m,   needs_grad, x,  out, v_end, i_end,       states};
   const int rows = cluster_rows(T, B, H, type == ScalarType::Double, 0, call.device);
   if (rows > 0 && !exact)
     forward_by_clusters(f, rows);
@@ -197,12 +203,12 @@ struct BackwardCall {
   const ConstantSet& set;
   const Layer& layer;
   const std::optional<Tensor>&grad_out, &grad_v, &grad_i, &grad_states;
-  const Tensor &i_jump, &states, &v;
+  const Tensor &i_jump, &states, &v, &i;
   const Tensor& weights;  // [H, H]
   Reset reset;
   double dt;
   int64_t interval, segment;
-  Surrogate surrogate;
+  Method method;
   bool detach_reset;
   Tensor &grad_x, &grad_v0, &grad_i0;
   const ConstantSums& sums;
@@ -221,6 +227,7 @@ void backward_by_clusters(const BackwardCall& f, int rows) {
   args.dtype = f.grad_out_type();
   args.i_jump = f.call.data(f.i_jump);
   args.v0 = f.call.data(f.v);
+  args.i0 = f.call.data(f.i);
   args.states = f.call.data(f.states);
   args.interval = std::max<int64_t>(f.interval, 1);
   args.segment = f.segment;
@@ -234,7 +241,7 @@ void backward_by_clusters(const BackwardCall& f, int rows) {
   args.grad_v0 = f.grad_v0.data_ptr();
   args.grad_i0 = f.grad_i0.data_ptr();
   std::copy_n(f.sums.sums, kNumGrads, args.sums);
-  args.surrogate = f.surrogate;
+  args.method = f.method;
   args.detach_reset = f.detach_reset;
   launch_cluster_backward(args, f.reset, rows, f.call.stream);
 }
@@ -247,6 +254,8 @@ void backward_by_steps(const BackwardCall& f) {
   const Tensor potentials = f.call.empty({f.segment, M}, type);
   const Tensor grad_x_rows = torch::stable::reshape(f.grad_x, {T * B, H});
   Tensor grad_z = f.call.empty({B, H}, type);
+  const bool has_events = f.method.spike == Spike::kEvent;
+  const Tensor grad_next = f.call.empty({has_events ? M : 0}, type);
   const auto dense_or_none = [&](const std::optional<Tensor>& t) {
     return t ? std::optional<Tensor>(f.call.keep(dense(*t))) : std::nullopt;
   };
@@ -258,6 +267,7 @@ void backward_by_steps(const BackwardCall& f) {
   f.set.copy_to(recompute.constants);
   recompute.dt = f.dt;
   recompute.potentials = potentials.data_ptr();
+  recompute.method = f.method;
   RecurrentStepBackward args{};
   args.M = M;
   args.grad_v_after = f.call.data(f.grad_v);
@@ -267,8 +277,10 @@ void backward_by_steps(const BackwardCall& f) {
   args.grad_v = f.grad_v0.data_ptr();
   args.grad_i = f.grad_i0.data_ptr();
   std::copy_n(f.sums.sums, kNumGrads, args.sums);
-  args.is_first = true;
-  args.surrogate = f.surrogate;
+  args.is_last = true;
+  args.i0 = f.call.data(f.i);
+  args.grad_next = grad_next.data_ptr();
+  args.method = f.method;
   args.detach_reset = f.detach_reset;
   for (int64_t t = T - 1, t0 = T; t >= 0; --t) {
     if (t < t0) {  // the last step of a segment
@@ -279,7 +291,7 @@ void backward_by_steps(const BackwardCall& f) {
                             : at_step(states, t0 / std::max<int64_t>(f.interval, 1) - 1, M);
       launch_recurrent_potentials(recompute, f.reset, to_dtype(type), f.call.stream);
     }
-    if (!args.is_first) {
+    if (!args.is_last) {
       matrix_product(grad_z, rows_at(grad_x_rows, t + 1, B), f.weights);
       args.grad_z = grad_z.data_ptr();
     }
@@ -290,11 +302,12 @@ void backward_by_steps(const BackwardCall& f) {
     }
     args.potential = at_step(potentials, t - t0, M);
     args.i_jump = at_step(i_jump, t, M);
+    args.i_jump_before = t > 0 ? at_step(i_jump, t - 1, M) : nullptr;
     args.grad_x = at_step(f.grad_x, t, M);
     launch_recurrent_step_backward(args, f.reset, f.grad_out_type(), f.call.stream);
     args.grad_v_after = args.grad_v;
     args.grad_i_after = args.grad_i;
-    args.is_first = false;
+    args.is_last = false;
   }
 }
 
@@ -307,8 +320,9 @@ Grads lif_recurrent_backward_cuda(
     std::optional<Tensor> grad_states,  // [2, T, *step]
     Tensor i_jump,                      // [T, *step]
     Tensor states,                      // [1, rows, *step] or [2, T, *step]
-    Tensor v,                           // [*step], initial
-    Tensor recurrent_weights,           // [H, H]
+    Tensor v,                           // [*step], initial, as i
+    Tensor i,
+    Tensor recurrent_weights,  // [H, H]
     Tensor tau_syn_inv,
     Tensor tau_mem_inv,
     Tensor v_leak,
@@ -319,14 +333,15 @@ Grads lif_recurrent_backward_cuda(
     bool soft_reset,
     int64_t state_interval,
     int64_t method,
+    bool smooth,
     bool detach_reset,
     int64_t needs_bits) {
   const char* op = "lif_recurrent_backward";
-  const Surrogate surrogate = check_surrogate(op, method);
+  const Method m = check_method(op, method, smooth, i_jump.scalar_type());
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
                                                           v_th,        v_reset,     alpha};
   check_recurrent_backward(
-      op, grad_out, grad_v, grad_i, grad_states, i_jump, states, v, recurrent_weights, constants,
+      op, grad_out, grad_v, grad_i, grad_states, i_jump, states, v, i, recurrent_weights, constants,
       state_interval);
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const Needs needs = {needs_bits};
@@ -344,10 +359,10 @@ Grads lif_recurrent_backward_cuda(
 
   const Tensor weights = as_matrix(recurrent_weights, type, H, H);
   const int64_t segment = std::min(state_interval > 1 ? state_interval : kMaxSegment, T);
-  const BackwardCall f = {
-      call,         set,    layer,   grad_out, grad_v, grad_i,         grad_states, i_jump,
-      states,       v,      weights, reset,    dt,     state_interval, segment,     surrogate,
-      detach_reset, grad_x, grad_v0, grad_i0,  sums};
+  const BackwardCall f = {call,        set,     layer,          grad_out, grad_v, grad_i,
+                          grad_states, i_jump,  states,         v,        i,      weights,
+                          reset,       dt,      state_interval, segment,  m,      detach_reset,
+                          grad_x,      grad_v0, grad_i0,        sums};
   const int rows = cluster_rows(T, B, H, type == ScalarType::Double, segment, call.device);
   if (rows > 0)
     backward_by_clusters(f, rows);

@@ -19,16 +19,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cuda(
     Tensor v_leak,
     std::optional<Tensor> v_th,
     std::optional<Tensor> v_reset,
+    std::optional<Tensor> alpha,
     double dt,
     int64_t neuron,
     bool soft_reset,
-    int64_t state_interval) {
+    int64_t state_interval,
+    int64_t method,
+    bool smooth) {
   const char* op = "lif_forward";
   const Neuron n = check_neuron(op, neuron);
+  const Method m = check_method(op, method, smooth, x.scalar_type());
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
-                                                          v_th,        v_reset,     std::nullopt};
-  check_sequence(op, x, v, i, constants, n, false, state_interval);
+                                                          v_th,        v_reset,     alpha};
+  check_sequence(op, x, v, i, constants, n, smooth, state_interval);
   const Shape shape(x, v.dim());
   check_steps(op, shape.T);
   Call call(op, x);
@@ -55,6 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lif_forward_cuda(
   args.states = states.data_ptr();
   args.rows = rows;
   args.interval = state_interval;
+  args.method = m;
   const int64_t bytes = x.element_size();
   const LaunchPlan plan = plan_sequence(
       false, args.M, bytes, n, reset, call.device,
@@ -85,11 +90,12 @@ Grads lif_backward_cuda(
     bool soft_reset,
     int64_t state_interval,
     int64_t method,
+    bool smooth,
     bool detach_reset,
     int64_t needs_bits) {
   const char* op = "lif_backward";
   const Neuron n = check_neuron(op, neuron);
-  const Surrogate surrogate = check_surrogate(op, method);
+  const Method m = check_method(op, method, smooth, x.scalar_type());
   const Reset reset = soft_reset ? Reset::kSoft : Reset::kHard;
   const Needs needs = {needs_bits};
   const std::optional<Tensor> constants[kNumConstants] = {tau_syn_inv, tau_mem_inv, v_leak,
@@ -131,7 +137,7 @@ Grads lif_backward_cuda(
   args.grad_v0 = grad_v0.data_ptr();
   args.grad_i0 = grad_i0.data_ptr();
   std::copy_n(sums.sums, kNumGrads, args.sums);
-  args.surrogate = surrogate;
+  args.method = m;
   args.detach_reset = detach_reset;
   const int64_t bytes = x.element_size();
   const LaunchPlan plan =
