@@ -34,6 +34,8 @@ import torch
 REGISTERS = {
     "constant_grads_kernel": 72,
     "lif_backward_kernel": 192,
+    "lif_backward_kernel<bfloat16, adjoint": 208,
+    "lif_backward_kernel<bfloat16, eventprop": 208,
     "lif_backward_kernel<float32, super, 1 step": 64,
     "lif_backward_kernel<float64": 224,
     "lif_forward_kernel": 192,
