@@ -311,28 +311,30 @@ def work_of(kernel: str, load: Load, device: plan.Device) -> Work:
 
         return input_sums
     if load.setting.is_recurrent:
-        options = (s.z, s.v, s.i, *s.weights, *s.constants, DT, False, False, interval)
+        tensors = (s.x, s.z, s.v, s.i, *s.weights, *s.constants, None)
+        options = (DT, False, False, interval, method, False, True)
 
         def forward() -> Results:
-            return _named("z v i i_jump states", o.lif_recurrent_forward(s.x, *options, True))
+            return _named("z v i i_jump states", o.lif_recurrent_forward(*tensors, *options))
 
         if kernel == RECURRENT_FORWARD:
             return forward
         kept = forward()
-        saved = (kept["i_jump"], kept["states"], s.v, s.weights[1], *s.constants, s.alpha, DT)
+        state = (kept["i_jump"], kept["states"], s.v, s.i)
+        saved = (*state, s.weights[1], *s.constants, s.alpha, DT)
         gradients, operator = "x z v i", o.lif_recurrent_backward
-        rest: tuple[Any, ...] = (False, interval, method, False, 255)
+        rest: tuple[Any, ...] = (False, interval, method, False, False, 255)
     else:
 
         def forward() -> Results:
-            arguments = (s.x, s.v, s.i, *s.constants, DT, neuron, False, interval)
-            return _named("z v i states", o.lif_forward(*arguments))
+            options = (None, DT, neuron, False, interval, method, False)
+            return _named("z v i states", o.lif_forward(s.x, s.v, s.i, *s.constants, *options))
 
         if kernel == FORWARD:
             return forward
         saved = (s.x, forward()["states"], s.v, s.i, *s.constants, s.alpha, DT)
         gradients, operator = "x v i", o.lif_backward
-        rest = (neuron, False, interval, method, False, 255)
+        rest = (neuron, False, interval, method, False, False, 255)
 
     def backward() -> Results:
         grads = operator(s.grad_z, None, None, None, *saved, *rest)
