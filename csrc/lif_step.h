@@ -210,14 +210,15 @@ FUSED_LIF_HD V step_backward(
 }
 
 // 1 / (dt/tau_mem * drive): one over the change of the potential in a step. Zero where `drive_up`
-// is less than a millionth of the way from rest to the threshold: a spike whose potential hardly
-// moves passes no gradient, instead of an infinite one.
+// is at most a millionth of the way from rest to the threshold, or the change at most 2^-60: a
+// spike whose potential hardly moves passes no gradient, instead of an infinite one.
 template <typename V>
 FUSED_LIF_HD V inverse_slope(V drive, V drive_up, const Constants<V>& c) {
   const V zero = Math<V>::constant(0), one = Math<V>::constant(1);
   const V slope = c.dt_tau_mem_inv * drive, way = c.v_th - c.v_leak;
   const V least = Math<V>::constant(0x1p-20) * (way < zero ? -way : way);
-  const V inverse = slope != zero ? one / slope : zero;
+  const V inverse =
+      (slope < zero ? -slope : slope) > Math<V>::constant(0x1p-60) ? one / slope : zero;
   return drive_up > least ? inverse : zero;
 }
 

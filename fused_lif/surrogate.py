@@ -25,7 +25,7 @@ et al. 2016 and Bellec et al. 2020, ``atan`` that of Fang et al. 2021.
 
 Two more methods have no surrogate: they differentiate the times of the spikes (docs/gradients.md).
 ``adjoint`` is Norse's discretisation of EventProp (Wunderlich & Pehle 2021), ``eventprop`` a
-consistent one.
+consistent one, for losses on spike times, readouts and final states, not on recorded states.
 
 To verify gradients, :func:`fused_lif.testing.smooth_spikes` replaces :math:`H` by the primitive of
 the derivative, its integral from minus infinity.

@@ -8,7 +8,8 @@ whose derivative the surrogate is. The same kernels then compute exact gradients
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def gradcheck(
             of its elements is perturbed.
         state: The state before the first step; ``None`` for the layer's own, which is then checked
             too if the layer has ``initial_state``.
-        backend: Name of the backend to check; ``None`` for the one that runs by itself.
+        backend: Name of the backend to check, whatever the layers ask for; ``None`` for the one
+            that they run with.
         alpha: Sharpness of the surrogates during the check; 2 makes most smooth spikes rise from 0
             to 1. ``None`` keeps that of the layer, with which they may be tiny (``super``) or so
             large that the dynamics explodes (``circ``).
@@ -67,8 +69,9 @@ def gradcheck(
     Raises:
         torch.autograd.gradcheck.GradcheckError: If a gradient is wrong; the message names the
             tensor.
-        ValueError: If the method of a layer is ``"adjoint"`` or ``"eventprop"``, see
-            docs/gradients.md for their verification.
+        TypeError: If ``layer`` is no module or ``input_tensor`` no tensor.
+        ValueError: If two calls of the layer differ, or if its method is ``"adjoint"`` or
+            ``"eventprop"``: docs/gradients.md shows how these are verified.
 
     Example:
         >>> import torch, fused_lif
@@ -82,19 +85,22 @@ def gradcheck(
           passed: constants.v_th (2,)
         True
     """
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"layer must be a module, got {type(layer).__name__}")
+    if not isinstance(input_tensor, Tensor):
+        raise TypeError(f"input_tensor must be a tensor, got {type(input_tensor).__name__}")
     layer = copy.deepcopy(layer).double()
     x = input_tensor.detach().double()
     if alpha is not None:
         for module in layer.modules():
             if isinstance(module, NeuronConstants) and hasattr(module, "alpha"):
                 module.alpha = torch.tensor(alpha, device=x.device)
-    rest: Any = getattr(layer, "initial_state", None)
+    rest: Any = getattr(layer, "initial_state", None) if isinstance(layer, NeuronModule) else None
     if state is None and rest is not None:
         state = rest(x)
     parameters = {n: p for n, p in layer.named_parameters() if p.requires_grad}
     tensors = {**_named_tensors("input_tensor", x), **_named_tensors("state", state), **parameters}
     leaves = {n: t.detach().double().clone().requires_grad_() for n, t in tensors.items()}
-
     _start_from_rest(layer)
 
     def run(**changed: Tensor) -> tuple[Tensor, ...]:
@@ -110,12 +116,16 @@ def gradcheck(
         if verbose:
             print(line)
 
-    with use_backend(backend):
-        with torch.no_grad():
-            spikes = run()[0]
-        ones = int((spikes == 1).sum())
-        is_binary = ones + int((spikes == 0).sum()) == spikes.numel()
-        would = f"; {ones} of {spikes.numel()} outputs would be spikes" if is_binary else ""
+    with torch.enable_grad(), _float64_by_default(), _run_with(layer, backend):
+        outputs, again = run(), run()
+        if not all(map(torch.equal, outputs, again)):
+            raise ValueError(
+                "layer must give the same output for the same input, but two calls differ; "
+                "layer.eval() switches dropout off"
+            )
+        ones = int((outputs[0] == 1).sum())
+        is_binary = ones + int((outputs[0] == 0).sum()) == outputs[0].numel()
+        would = f"; {ones} of {outputs[0].numel()} outputs would be spikes" if is_binary else ""
         show(f"gradcheck of {type(layer).__name__} in float64 with smooth spikes{would}")
         left_out = [
             (module, name, value)
@@ -143,10 +153,47 @@ def gradcheck(
             if left_out:
                 for module, option, value in left_out:
                     setattr(module, option, value)
-                _compare_with_reference(run, leaves, backend, atol, rtol)
+                ours = _gradients(run, leaves)
+                with _run_with(layer, "reference"):
+                    reference = _gradients(run, leaves)
+                for name, gradient in ours.items():
+                    difference = (gradient - reference[name]).abs().max()
+                    if not torch.allclose(gradient, reference[name], atol=atol, rtol=rtol):
+                        raise GradcheckError(
+                            f"the gradient of {name} differs from that of the reference by "
+                            f"{float(difference):.1e}"
+                        )
                 options = ", ".join(sorted({f"{option}={value}" for _, option, value in left_out}))
                 show(f"  passed: equal to the reference with {options}")
     return True
+
+
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Encoders return torch's default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _run_with(model: nn.Module, backend: str | None) -> Iterator[None]:
+    """Runs all layers with a backend, also those that have one of their own; ``None``: as ever."""
+    if backend is None:
+        yield
+        return
+    layers = [(m, m.backend) for m in model.modules() if hasattr(m, "backend")]
+    try:
+        for module, _ in layers:
+            module.backend = None  # type: ignore[assignment]
+        with use_backend(backend):
+            yield
+    finally:
+        for module, before in layers:
+            module.backend = before
 
 
 def _start_from_rest(model: nn.Module) -> None:
@@ -156,50 +203,46 @@ def _start_from_rest(model: nn.Module) -> None:
             unchanged = copy.deepcopy(module)
 
             def give_state(
-                _: nn.Module, arguments: tuple[Any, ...], unchanged: Any = unchanged
-            ) -> tuple[Any, ...]:
-                x, *state = arguments
-                return (x, unchanged.initial_state(x) if state in ([], [None]) else state[0])
+                _: nn.Module,
+                arguments: tuple[Any, ...],
+                by_name: dict[str, Any],
+                unchanged: Any = unchanged,
+            ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                given = dict(zip(("input_tensor", "state"), arguments, strict=False)) | by_name
+                if given.get("state") is None:
+                    given["state"] = unchanged.initial_state(given["input_tensor"])
+                return (), given
 
-            module.register_forward_pre_hook(give_state)
+            module.register_forward_pre_hook(give_state, with_kwargs=True)
 
 
-def _compare_with_reference(
-    run: Callable[[], tuple[Tensor, ...]],
-    leaves: dict[str, Tensor],
-    backend: str | None,
-    atol: float,
-    rtol: float,
-) -> None:
-    def gradients(name: str | None) -> tuple[Tensor, ...]:
-        with use_backend(name):
-            outputs = run()
-        random = torch.Generator().manual_seed(0)
-        cotangents = [
-            torch.rand(t.shape, generator=random, dtype=t.dtype).to(t.device) for t in outputs
-        ]
-        return torch.autograd.grad(
-            outputs, list(leaves.values()), cotangents, materialize_grads=True
-        )
+def _gradients(
+    run: Callable[[], tuple[Tensor, ...]], leaves: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns the gradients of a loss that looks at all outputs."""
+    outputs = run()
+    random = torch.Generator().manual_seed(0)
+    weights = [torch.rand(t.shape, generator=random, dtype=t.dtype).to(t.device) for t in outputs]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), weights, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
-    for name, ours, reference in zip(
-        leaves, gradients(backend), gradients("reference"), strict=True
-    ):
-        if not torch.allclose(ours, reference, atol=atol, rtol=rtol):
-            raise GradcheckError(
-                f"the gradient of {name} differs from that of the reference by "
-                f"{float((ours - reference).abs().max())}"
-            )
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """Returns keys and items of a tuple, a named one, a list or a dict."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, list | tuple):
+        return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    return []
 
 
 def _named_tensors(name: str, value: Any) -> dict[str, Tensor]:
-    """Returns the tensors in nested tuples and lists by their path, as in ``state.v``."""
+    """Returns the tensors in nested tuples, lists and dicts by their path, as in ``state.v``."""
     if isinstance(value, Tensor):
         return {name: value}
     named: dict[str, Tensor] = {}
-    if isinstance(value, list | tuple):
-        for key, item in zip(getattr(value, "_fields", range(len(value))), value, strict=True):
-            named |= _named_tensors(f"{name}.{key}", item)
+    for key, item in _items(value):
+        named |= _named_tensors(f"{name}.{key}", item)
     return named
 
 
@@ -207,8 +250,9 @@ def _rebuild(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     """Returns ``value`` with the tensors of these paths."""
     if isinstance(value, Tensor):
         return tensors[name]
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, dict | list | tuple):
         return value
-    keys = getattr(value, "_fields", range(len(value)))
-    items = [_rebuild(f"{name}.{k}", v, tensors) for k, v in zip(keys, value, strict=True)]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    items = {key: _rebuild(f"{name}.{key}", item, tensors) for key, item in _items(value)}
+    if isinstance(value, dict):
+        return items
+    return type(value)(**items) if hasattr(value, "_fields") else type(value)(items.values())

@@ -222,3 +222,34 @@ def test_compiled_layer(method):
     for f in (layer, compiled):
         f(x)[0].sum().backward()
     assert layer.input_weights.grad is not None
+
+
+@each_method
+def test_transforms_of_torch_func(method):
+    """The reference can be transformed; a second derivative is refused."""
+    p = LIFParameters(v_th=torch.tensor(0.3), method=method)
+    weights, x = torch.randn(3, 2), 3 * torch.rand(9, 4, 2)
+    rest = LIFFeedForwardState(torch.zeros(3), torch.zeros(3))
+
+    def loss(weights, x):
+        z, s = fused_lif.lif_feed_forward_integral(x @ weights.T, rest, p)
+        return (z * torch.arange(9.0)[:, None]).sum() + s.v.sum()
+
+    actual = torch.func.vmap(torch.func.grad(loss), (None, 1))(weights, x)
+    weights.requires_grad_()
+    for k in range(4):
+        (expected,) = torch.autograd.grad(loss(weights, x[:, k]), weights)
+        torch.testing.assert_close(actual[k], expected)
+    with fused_lif.backend("reference"):
+        (first,) = torch.autograd.grad(loss(weights, x[:, 0]), weights, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
+@each_method
+@all_backends
+def test_finite_where_rest_is_the_threshold(method, backend):
+    constants = {"tau_syn_inv": 100.0, "tau_mem_inv": 100.0, "v_leak": 0.0, "v_th": 0.0}
+    z, grads = one_neuron([1e-30] * 3, method, backend, v_reset=-1.0, **constants)
+    assert z[0] == 1
+    assert all(abs(g) < 1e30 for g in grads.values())

@@ -1,4 +1,4 @@
-"""Gradients are proven by finite differences: smooth spikes, on every backend.
+"""Gradients of surrogates by finite differences: smooth spikes, on every backend.
 
 With smooth spikes the step function is the primitive of the surrogate derivative, so that the
 backward computes the gradient of what the forward computes.
@@ -23,6 +23,7 @@ from torch.testing import assert_close
 
 import fused_lif
 from fused_lif import LIFParameters
+from fused_lif.backends import BACKENDS as BACKENDS_BY_NAME
 from fused_lif.backends import native
 from fused_lif.surrogate import SURROGATES
 from fused_lif.testing import gradcheck, smooth_spikes
@@ -235,3 +236,55 @@ class TestGradcheckOfLayers:
         layer = fused_lif.LIF(self.parameters(method="eventprop"))
         with pytest.raises(ValueError, match=r"p\.method 'eventprop' has none"):
             gradcheck(layer, torch.rand(5, 2, 3))
+
+    def test_backend_of_the_layer(self, monkeypatch):
+        """The backend that is asked for is checked; the reference is compared with another."""
+        names = []
+        for name, backend in BACKENDS_BY_NAME.items():
+            run = backend.run
+            monkeypatch.setitem(
+                BACKENDS_BY_NAME,
+                name,
+                backend._replace(run=lambda q, name=name, run=run: names.append(name) or run(q)),
+            )
+        options = {"verbose": False, "fast_mode": True}
+        x = torch.rand(4, 1, 2)
+        assert gradcheck(fused_lif.LIF(backend="cpu"), x, backend="reference", **options)
+        assert set(names) == {"reference"}
+        names.clear()
+        assert gradcheck(fused_lif.LIF(backend="cpu", detach_reset=True), x, **options)
+        assert set(names) == {"cpu", "reference"}
+        names.clear()
+        with fused_lif.backend("reference"):
+            assert gradcheck(fused_lif.LIF(), x, **options)
+        assert set(names) == {"reference"}
+
+    def test_any_call_and_output(self):
+        class Model(torch.nn.Module):
+            def __init__(self, p):
+                super().__init__()
+                self.first, self.second = fused_lif.LIF(p), fused_lif.LI()
+
+            def forward(self, x):
+                spikes, _ = self.first(input_tensor=x)
+                return {"v": self.second(spikes, state=None)[0]}
+
+        with torch.no_grad():
+            assert gradcheck(Model(self.parameters()), torch.rand(5, 2, 3) * 3, verbose=False)
+
+    def test_encoder(self):
+        assert gradcheck(
+            fused_lif.ConstantCurrentLIFEncoder(4), torch.rand(2, 3) * 20, verbose=False
+        )
+
+    def test_random_layers_are_refused(self):
+        model = fused_lif.SequentialState(torch.nn.Dropout(0.5), fused_lif.LIF())
+        with pytest.raises(ValueError, match="must give the same output for the same input"):
+            gradcheck(model, torch.rand(5, 2, 3))
+        assert gradcheck(model.eval(), torch.rand(5, 2, 3), verbose=False)
+
+    def test_no_layer(self):
+        with pytest.raises(TypeError, match="layer must be a module, got function"):
+            gradcheck(lambda x: x, torch.rand(3))
+        with pytest.raises(TypeError, match="input_tensor must be a tensor, got list"):
+            gradcheck(fused_lif.LIF(), [1.0])

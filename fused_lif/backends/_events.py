@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
@@ -28,12 +29,51 @@ class _Step(NamedTuple):
     drive: Tensor
     z: Tensor
     v_spiked: Tensor
+    v_after: Tensor
+    i_after: Tensor | None
+
+
+def _steps(
+    x: Tensor,
+    z: Tensor | None,
+    v: Tensor,
+    i: Tensor | None,
+    input_weights: Tensor | None,
+    recurrent_weights: Tensor | None,
+    a: Tensor,
+    b: Tensor | None,
+    v_leak: Tensor,
+    v_th: Tensor,
+    v_reset: Tensor,
+    *,
+    soft_reset: bool,
+) -> list[_Step]:
+    """Advances step by step; arguments as in :class:`EventSequence`."""
+    steps = []
+    for x_t in x.unbind(0):
+        z_before, i_before, i_jump = z, i, x_t
+        if input_weights is not None and recurrent_weights is not None:
+            assert i is not None
+            assert z is not None
+            i_jump = (i + linear(x_t, input_weights)) + linear(z, recurrent_weights)
+        elif i is not None:
+            i_jump = i + x_t
+        drive = (v_leak - v) + i_jump
+        v_decayed = v + a * drive
+        spikes = v_decayed > v_th
+        z = spikes.to(v.dtype)
+        v_spiked = v_decayed - v_th if soft_reset else v_reset.expand_as(v)
+        v = torch.where(spikes, v_spiked, v_decayed)
+        if b is not None:
+            i = i_jump - b * i_jump
+        steps.append(_Step(x_t, z_before, i_before, i_jump, drive, z, v_spiked, v, i))
+    return steps
 
 
 def _inverse_slope(drive: Tensor, drive_up: Tensor, a: Tensor, way: Tensor) -> Tensor:
-    """Returns 1 / (a drive), or zero where drive_up is below a millionth of the way to v_th."""
+    """Returns 1 / (a drive); zero where that is at most 2^-60, or drive_up 2^-20 of the way."""
     slope = a * drive
-    passes = (drive_up > 2**-20 * way.abs()) & (slope != 0)
+    passes = (drive_up > 2**-20 * way.abs()) & (slope.abs() > 2**-60)
     return torch.where(passes, 1 / torch.where(passes, slope, 1), 0)
 
 
@@ -42,65 +82,40 @@ def _rows(t: Tensor) -> Tensor:
 
 
 class EventSequence(torch.autograd.Function):
-    """Spikes whose times are differentiated.
+    """Spikes and states of all steps; spikes whose times are differentiated.
 
     ``x`` is ``[T, *step]``, or ``[T, *batch, I]`` with weights; ``a`` and ``b`` are ``dt/tau``.
     Without a synapse ``i`` and ``b`` are ``None``, without recurrence ``z`` and the weights.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        z: Tensor | None,
-        v: Tensor,
-        i: Tensor | None,
-        input_weights: Tensor | None,
-        recurrent_weights: Tensor | None,
-        a: Tensor,
-        b: Tensor | None,
-        v_leak: Tensor,
-        v_th: Tensor,
-        v_reset: Tensor,
-        options: Options,
-    ) -> tuple[Tensor, ...]:
-        steps, states = [], []
-        for x_t in x.unbind(0):
-            z_before, i_before, i_jump = z, i, x_t
-            if input_weights is not None and recurrent_weights is not None:
-                assert i is not None
-                assert z is not None
-                i_jump = (i + linear(x_t, input_weights)) + linear(z, recurrent_weights)
-            elif i is not None:
-                i_jump = i + x_t
-            drive = (v_leak - v) + i_jump
-            v_decayed = v + a * drive
-            z = (v_decayed > v_th).to(v.dtype)
-            v_spiked = v_decayed - v_th if options.soft_reset else v_reset.expand_as(v)
-            v = torch.where(z > 0, v_spiked, v_decayed)
-            if b is not None:
-                i = i_jump - b * i_jump
-            steps.append(_Step(x_t, z_before, i_before, i_jump, drive, z, v_spiked))
-            states.append(torch.stack([v] if i is None else [v, i]))
-        ctx.steps = steps
-        ctx.weights = input_weights, recurrent_weights
-        ctx.constants = a, b, v_leak, v_th, v_reset
-        ctx.options = options
-        out = torch.stack([s.z for s in steps])
-        return out, torch.stack(states, dim=1)
+    generate_vmap_rule = True
 
     @staticmethod
+    def forward(*tensors_and_options: Any) -> tuple[Tensor, ...]:
+        *tensors, options = tensors_and_options
+        steps = _steps(*tensors, soft_reset=options.soft_reset)
+        states = [torch.stack([s.v_after for s in steps])]
+        if currents := [s.i_after for s in steps if s.i_after is not None]:
+            states.append(torch.stack(currents))
+        return torch.stack([s.z for s in steps]), torch.stack(states)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, v_leak, v_th, _ = ctx.constants
-        input_weights, recurrent_weights = ctx.weights
+        *_, input_weights, recurrent_weights, a, b, v_leak, v_th, v_reset = ctx.saved_tensors
         dt, soft_reset, is_adjoint = ctx.options
+        steps = _steps(*ctx.saved_tensors, soft_reset=soft_reset)
         grad_v = torch.zeros_like(grad_out[0])
         grad_i, grad_z, grad_next = grad_v, grad_v, None
         sums = dict.fromkeys(("a", "b", "v_leak", "v_th", "v_reset"), grad_v)
         grad_in = grad_rec = torch.zeros_like(grad_out[:0].sum())
         grads_x = []
-        for t in reversed(range(len(ctx.steps))):
-            step: _Step = ctx.steps[t]
+        for t, step in reversed(list(enumerate(steps))):
             z = step.z > 0
             grad_v = grad_v + grad_states[0, t]
             if step.i is not None:
@@ -148,7 +163,7 @@ class EventSequence(torch.autograd.Function):
                 grads_x.append(grad_x)
         constants = (
             None if value is None else sums[name].sum_to_size(value.shape)
-            for name, value in zip(sums, ctx.constants, strict=True)
+            for name, value in zip(sums, (a, b, v_leak, v_th, v_reset), strict=True)
         )
         return (
             torch.stack(grads_x[::-1]),

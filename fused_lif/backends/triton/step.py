@@ -161,10 +161,10 @@ def step_backward(
 
 @triton.jit
 def _inverse_slope(drive, drive_up, constants):
-    """1 / (dt/tau_mem * drive); zero where drive_up is less than 2^-20 of v_leak to v_th."""
+    """1 / (dt/tau_mem * drive); zero where that is at most 2^-60, or drive_up 2^-20 of the way."""
     _, dt_tau_mem_inv, v_leak, v_th, _ = constants
     slope = dt_tau_mem_inv * drive
-    inverse = tl.where(slope != 0.0, 1.0 / slope, 0.0)
+    inverse = tl.where(tl.abs(slope) > 8.673617379884035e-19, 1.0 / slope, 0.0)
     return tl.where(drive_up > 9.5367431640625e-07 * tl.abs(v_th - v_leak), inverse, 0.0)
 
 
