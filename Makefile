@@ -60,7 +60,7 @@ sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undef
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 CUDA_EMULATOR_SANITIZE=1 \
 	    $(BIN)/pytest -q -s -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
-	    tests/test_surrogate.py tests/test_property.py tests/test_recurrent_forward.py \
+	    tests/test_surrogate.py tests/test_property.py tests/test_events.py tests/test_smooth.py tests/test_recurrent_forward.py \
 	    tests/test_recurrent_backward.py tests/test_recurrent_operators.py $(wildcard tests/test_emulated_*.py) \
 	    --deselect tests/test_emulated_order.py::test_every_wait_is_needed -k "not triton"
 
