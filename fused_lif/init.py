@@ -40,7 +40,7 @@ def constant(value: float, *, positive: bool = True) -> Initializer:
     _check("value", value, positive=positive)
 
     def draw(size: Sequence[int], generator: Generator | None = None) -> Tensor:
-        return torch.full(tuple(size), float(value), device=_device(generator))
+        return torch.full(_shape(size), float(value), device=_device(generator))
 
     return draw
 
@@ -170,9 +170,16 @@ def _repeated(
     rule = "draws must be finite" + " and positive" * positive
 
     def initializer(size: Sequence[int], generator: Generator | None = None) -> Tensor:
-        return redraw(lambda: draw(tuple(size), generator), is_valid, rule)
+        shape = _shape(size)
+        return redraw(lambda: draw(shape, generator), is_valid, rule)
 
     return initializer
+
+
+def _shape(size: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(size, Sequence):
+        raise TypeError(f"size must be a shape, such as (5,), got {size!r}")
+    return tuple(size)
 
 
 def _device(generator: Generator | None) -> torch.device | None:

@@ -13,7 +13,7 @@ import copy
 import gc
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -96,9 +96,10 @@ class Log(_Bounded):
 class SigmoidDecay(_Bounded):
     r"""The decay per step of an inverse time constant: :math:`1 - dt \, \tau^{-1} = \sigma(w)`.
 
-    So :math:`\tau^{-1} = \sigma(-w) / dt` is always between 0 and :math:`1 / dt`: where Euler's
-    explicit step neither explodes nor oscillates. A step of 0.01 in :math:`w` changes it by
-    :math:`\sigma(w)` %, which is nearly 1 % for time constants much longer than a step.
+    So :math:`\tau^{-1} = \sigma(-w) / dt` is between 0 and :math:`1 / dt`, where Euler's explicit
+    step neither explodes nor oscillates; rounded to float32 it is :math:`1 / dt` from :math:`w =
+    -17` on. A step of 0.01 in :math:`w` changes it by :math:`\sigma(w)` %, which is nearly 1 % for
+    time constants much longer than a step.
 
     With bounds it is :math:`\mathrm{lower} + (\mathrm{upper} - \mathrm{lower})\,\sigma(-k w)`, with
     the :math:`k` of :class:`Log`.
@@ -187,9 +188,10 @@ def parametrize(
 
     ``layer.p.tau_mem_inv`` still reads as the natural value, and ``layer.constants.tau_mem_inv =
     value`` assigns one. The parameter keeps its identity: an optimiser that knows it sees the raw
-    value from then on. Layers that share a parameter keep sharing it; they must all be in the model
-    that is given. A layer computes the values anew whenever it is called; a loop over the steps of
-    a cell can keep them with ``torch.nn.utils.parametrize.cached()``.
+    value from then on. Parametrise before it has stepped: its moments would be those of the old
+    scale. Layers that share a parameter keep sharing it; they must all be in the model that is
+    given. A layer computes the values anew whenever it is called; a loop over the steps of a cell
+    can keep them with ``torch.nn.utils.parametrize.cached()``.
 
     Args:
         layer: A layer, which must have the constants as parameters; or a model, where all layers
@@ -206,7 +208,7 @@ def parametrize(
         ``layer``.
 
     Raises:
-        TypeError: If ``layer`` is no module.
+        TypeError: If ``layer`` is no module, or ``name`` no name.
         ValueError: If a constant is not learnable, parametrised already, or not between the bounds.
 
     Example:
@@ -221,7 +223,10 @@ def parametrize(
     """
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer must be a layer or a model, got {type(layer).__name__}")
+    if not isinstance(name, Iterable):
+        raise TypeError(f"name must be the name of a constant, or several, got {name!r}")
     names = (name,) if isinstance(name, str) else tuple(dict.fromkeys(name))
+    registered = _registered_parameters()
     plan = []  # nothing changes before everything is checked
     for each in names:
         if each not in POSITIVE:
@@ -234,8 +239,9 @@ def parametrize(
             parameter = getattr(owner.constants, each)
             new = make_parametrization(parametrization, each, parameter, owner.dt, lower, upper)
             made.setdefault(id(parameter), []).append((owner, new))
-        for users in made.values():
-            _check_sharing(layer, each, [owner for owner, _ in users])
+        for key, users in made.items():
+            constants = [owner.constants for owner, _ in users]
+            _check_sharing(layer, each, constants, registered.get(key, []))
             plan.append((each, users))
     for each, users in plan:
         parameter = getattr(users[0][0].constants, each)
@@ -247,6 +253,15 @@ def parametrize(
     return layer
 
 
+def check_parametrization(parametrization: str | nn.Module) -> None:
+    """Raises if there is no parametrisation of that name."""
+    if not isinstance(parametrization, nn.Module) and parametrization not in _MAKE:
+        raise ValueError(
+            f"parametrization must be one of {', '.join(_MAKE)} or a module, "
+            f"got {parametrization!r}"
+        )
+
+
 def make_parametrization(
     parametrization: str | nn.Module,
     name: str,
@@ -256,6 +271,7 @@ def make_parametrization(
     upper: float | None = None,
 ) -> nn.Module:
     """Makes the parametrisation of one constant, and raises if the value does not suit it."""
+    check_parametrization(parametrization)
     made: nn.Module
     if isinstance(parametrization, nn.Module):
         if lower is not None or upper is not None:
@@ -264,11 +280,6 @@ def make_parametrization(
                 f"got lower={lower} and upper={upper}"
             )
         made = copy.deepcopy(parametrization)
-    elif parametrization not in _MAKE:
-        raise ValueError(
-            f"parametrization must be one of {', '.join(_MAKE)} or a module, "
-            f"got {parametrization!r}"
-        )
     elif parametrization == "sigmoid" and not name.startswith("tau"):
         raise ValueError(
             f"parametrization 'sigmoid' must be that of an inverse time constant, got {name!r}"
@@ -311,33 +322,31 @@ def _find(layer: nn.Module, name: str) -> list[NeuronModule]:
     return found
 
 
-def _check_sharing(layer: nn.Module, name: str, owners: list[NeuronModule]) -> None:
+def _registered_parameters() -> dict[int, list[tuple[nn.Module, str]]]:
+    """Returns, by the id of a parameter, all modules that registered it, and as what."""
+    registered: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in gc.get_objects():
+        if issubclass(type(module), nn.Module):
+            for name, parameter in module.__dict__.get("_parameters", {}).items():
+                registered.setdefault(id(parameter), []).append((module, name))
+    return registered
+
+
+def _check_sharing(
+    layer: nn.Module,
+    name: str,
+    constants: list[NeuronConstants],
+    registered: list[tuple[nn.Module, str]],
+) -> None:
     """Raises if a module that is not parametrised would suddenly read the raw value."""
-    constants = [owner.constants for owner in owners]
-    parameter = getattr(constants[0], name)
-    for other in _modules_with(parameter):
-        registered = [key for key, value in other._parameters.items() if value is parameter]
-        if registered != [name] or other not in constants:
-            kind = "a layer" if isinstance(other, NeuronConstants) else type(other).__name__
+    for module, key in registered:
+        if key != name or module not in constants:
+            kind = "a layer" if isinstance(module, NeuronConstants) else type(module).__name__
             raise ValueError(
                 f"{name} must be a parameter of layers in {type(layer).__name__} only, but it is "
-                f"{' and '.join(registered)} of {kind}; parametrize a model that contains all "
-                "layers that share it, and register it nowhere else"
+                f"also {key} of {kind}; parametrize a model that contains all layers that share "
+                "it, and register it nowhere else"
             )
-
-
-def _modules_with(parameter: Tensor) -> list[nn.Module]:
-    """Returns all modules that registered a parameter, wherever they are."""
-    modules = []
-    for registered in gc.get_referrers(parameter):
-        if not isinstance(registered, dict):
-            continue
-        for holder in gc.get_referrers(registered):
-            if isinstance(holder, dict) and holder.get("_parameters") is registered:
-                modules += [m for m in gc.get_referrers(holder) if isinstance(m, nn.Module)]
-            elif isinstance(holder, nn.Module) and holder._parameters is registered:
-                modules.append(holder)
-    return modules
 
 
 def _squash(w: Tensor, bounds: _Bounded) -> Tensor:

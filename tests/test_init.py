@@ -104,3 +104,9 @@ def test_reproducible(name):
 def test_messages(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("initializer", [init.constant(1.0), init.reciprocal(init.gamma(1.0, 3.0))])
+def test_message_of_a_number(initializer):
+    with pytest.raises(TypeError, match=r"size must be a shape, such as \(5,\), got 3"):
+        initializer(3)

@@ -208,6 +208,7 @@ def test_learns():
             lambda: LIFRecurrent(2, 3, learnable=["v_th"], neurons=0),
             "must be 'all', None, .*, got 0",
         ),
+        (lambda: LIF(learnable=["v_th"], neurons=True), "or a shape, got True"),
         (lambda: LIF(learnable=["v_th"], neurons=(3, 1.5)), r"got \(3, 1\.5\)"),
         (
             lambda: LIF(learnable={"tau_mem_inv": init.constant(1000.0)}, neurons=3),
@@ -225,7 +226,18 @@ def test_learns():
             lambda: LIF(learnable={"v_th": lambda size: torch.ones(2)}, neurons=3),
             r"the initialiser of v_th must return shape \(3,\), got \(2,\)",
         ),
+        (
+            lambda: LIF(
+                LIFParameters(tau_mem_inv=torch.ones(3)), learnable=["tau_mem_inv"], neurons=4
+            ),
+            r"p\.tau_mem_inv must broadcast to the shape \(4,\) of neurons, got \(3,\)",
+        ),
+        (
+            lambda: LIF(LIFParameters(v_th=torch.ones(3)), learnable=["v_leak"], neurons=4),
+            r"p\.v_th must broadcast to the shape \(4,\)",
+        ),
         (lambda: LIF(learnable=["v_th"], parametrization="exp"), "parametrization must be one of"),
+        (lambda: LIF(learnable=["v_leak"], parametrization="exp"), "parametrization must be one"),
     ],
 )
 def test_messages(make, message):
@@ -236,3 +248,8 @@ def test_messages(make, message):
 def test_message_of_a_number():
     with pytest.raises(TypeError, match=r"learnable\['v_th'\] must be an initialiser .*got 1\.0"):
         LIF(learnable={"v_th": 1.0})
+
+
+def test_message_of_a_flag():
+    with pytest.raises(TypeError, match=r"learnable must be names of constants, .*, got True"):
+        LIF(learnable=True)

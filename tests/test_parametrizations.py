@@ -206,6 +206,22 @@ def test_state_dict(kind):
 
 
 @pytest.mark.parametrize("assign", [False, True])
+@kinds
+def test_checkpoint_of_natural_values(kind, assign):
+    natural = {"0.constants.tau_mem_inv": torch.tensor([30.0, 40.0], dtype=torch.float64)}
+    model = nn.Sequential(parametrize(learnable_lif(100.0, 200.0), "tau_mem_inv", kind, **BOUNDS))
+    model.load_state_dict(natural, assign=assign)
+    assert model[0].p.tau_mem_inv.tolist() == pytest.approx([30.0, 40.0])
+    assert model[0].p.tau_mem_inv.dtype is torch.float32
+    assert all(p.is_leaf and p.requires_grad for p in model.parameters())
+    assert list(natural) == ["0.constants.tau_mem_inv"]
+    with pytest.raises(RuntimeError, match=r"constants.tau_mem_inv: value must be above 10 .* 5"):
+        model.load_state_dict({"0.constants.tau_mem_inv": torch.tensor([5.0, 40.0])})
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0.constants.*tau_mem_inv.original"):
+        model.load_state_dict({"0.constants.tau_mem_inv": torch.tensor([30.0])})
+
+
+@pytest.mark.parametrize("assign", [False, True])
 def test_checkpoint_of_norse(assign):
     """It has weights, but no constants."""
     model = SequentialState(nn.Linear(2, 2), LIF(learnable=["tau_mem_inv", "v_leak"], neurons=2))
@@ -268,6 +284,26 @@ def test_exports_and_functional_call():
     torch.testing.assert_close(state.v, expected.v)
 
 
+class Counting(Log):
+    calls = 0
+
+    def forward(self, w):
+        self.calls += 1
+        return super().forward(w)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_computed_once_per_call(name):
+    layer = LAYERS[name](
+        lambda: LIFParameters(torch.tensor(200.0), nn.Parameter(torch.full((4,), 150.0)))
+    )
+    parametrize(layer, "tau_mem_inv", Counting())
+    counting = layer.constants.parametrizations.tau_mem_inv[0]
+    counting.calls = 0
+    layer(torch.rand(*((6,) * ("Cell" not in name)), 3, 4))
+    assert counting.calls == 1
+
+
 def test_cached():
     cell = parametrize(LIFCell(learnable_lif(100.0).p), "tau_mem_inv")
     with torch.nn.utils.parametrize.cached():
@@ -317,7 +353,7 @@ def test_shared_constants_stay_shared(kind):
 def test_shared_constants_are_not_untied():
     p = learnable_lif(100.0).p
     first, second = LIF(p), LIF(p)
-    with pytest.raises(ValueError, match="in LIF only, but it is tau_mem_inv of a layer"):
+    with pytest.raises(ValueError, match="in LIF only, but it is also tau_mem_inv of a layer"):
         parametrize(first, "tau_mem_inv")
 
     class Outer(nn.Module):
@@ -326,11 +362,11 @@ def test_shared_constants_are_not_untied():
             self.tau = p.tau_mem_inv
             self.layers = nn.ModuleList([first, second])
 
-    with pytest.raises(ValueError, match="in Outer only, but it is tau of Outer"):
+    with pytest.raises(ValueError, match="in Outer only, but it is also tau of Outer"):
         parametrize(Outer(), "tau_mem_inv")
     both = LIF(p._replace(tau_syn_inv=nn.Parameter(torch.tensor(100.0))))
     both.p = both.p._replace(tau_mem_inv=both.p.tau_syn_inv)
-    with pytest.raises(ValueError, match="it is tau_syn_inv and tau_mem_inv of a layer"):
+    with pytest.raises(ValueError, match="it is also tau_mem_inv of a layer"):
         parametrize(both, ["tau_syn_inv", "tau_mem_inv"])
     assert first.p.tau_mem_inv is second.p.tau_mem_inv
     assert first.p.tau_mem_inv.item() == 100.0
@@ -397,6 +433,21 @@ def test_messages(make, arguments, message):
 def test_messages_of_bounds(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_message_of_a_number():
+    with pytest.raises(TypeError, match="name must be the name of a constant, or several, got 3"):
+        parametrize(learnable_lif(100.0), 3)
+
+
+def test_looks_for_shared_constants_once(monkeypatch):
+    scans = []
+    monkeypatch.setattr(gc, "get_objects", lambda get=gc.get_objects: scans.append(1) or get())
+    names = ["tau_syn_inv", "tau_mem_inv", "v_th"]
+    parametrize(
+        nn.Sequential(*(LIF(learnable=names, parametrization=None) for _ in range(5))), names
+    )
+    assert len(scans) == 1
 
 
 def test_nothing_changes_if_one_fails():

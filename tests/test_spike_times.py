@@ -98,9 +98,12 @@ def test_errors():
         spike_times([0.0])
     with pytest.raises(ValueError, match=r"time as first dimension"):
         spike_times(torch.tensor(1.0))
-    for count in (0, 4):
+    for count in (0, 4, 1.5):
         with pytest.raises(ValueError, match=rf"between 1 and the 3 steps, got {count}"):
             spike_times(torch.zeros(3, 2), count=count)
+    for dt in (-1.0, "a"):
+        with pytest.raises(ValueError, match=rf"dt must be a positive .*, got {dt!r}"):
+            spike_times(torch.zeros(3, 2), dt)
 
 
 def test_learns_a_spike_time():

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_lif.functional._integrate import check_dt
+
 __all__ = ["spike_times"]
 
 
@@ -81,7 +83,8 @@ def spike_times(spikes: Tensor, dt: float = 0.001, count: int = 1) -> Tensor:
 
     Raises:
         TypeError: If the spikes are not floating-point.
-        ValueError: If there is no time dimension, or ``count`` is not between 1 and T.
+        ValueError: If there is no time dimension, ``dt`` is not positive, or ``count`` is no
+            integer between 1 and T.
 
     Example:
         >>> spikes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
@@ -96,7 +99,10 @@ def spike_times(spikes: Tensor, dt: float = 0.001, count: int = 1) -> Tensor:
         raise ValueError(
             "spikes must have time as first dimension, got a tensor without dimensions"
         )
-    if not 1 <= count <= spikes.shape[0]:
-        raise ValueError(f"count must be between 1 and the {spikes.shape[0]} steps, got {count}")
+    check_dt(dt)
+    if not isinstance(count, int) or not 1 <= count <= spikes.shape[0]:
+        raise ValueError(
+            f"count must be an integer between 1 and the {spikes.shape[0]} steps, got {count!r}"
+        )
     times: Tensor = _SpikeTimes.apply(spikes, dt, count)[0]
     return times

@@ -28,11 +28,14 @@ class NeuronConstants(nn.Module):
     keep their dtype: ``module.half()`` does not round a time constant that is not learned.
 
     A checkpoint without any constant loads also strictly, as Norse saves none; learnable constants
-    then keep their values. Unlike other modules, it can be pickled while it is parametrized.
+    then keep their values. One of constants that were not parametrized loads into parametrized
+    ones: the value is natural. Unlike other modules, it can be pickled while it is parametrized.
 
     Args:
         p: A named tuple of constants, such as ``LIFParameters``.
     """
+
+    v_leak: Tensor
 
     def __init__(self, p: Any) -> None:
         super().__init__()
@@ -111,6 +114,19 @@ class NeuronConstants(nn.Module):
         # Norse does not save neuron constants: a checkpoint without any is complete.
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update(self.state_dict(prefix=prefix, keep_vars=True))
+        # Constants that were not parametrized when they were saved.
+        for name in self.parametrized():
+            if prefix + name in state_dict:
+                key = f"{prefix}parametrizations.{name}."
+                parametrizations: Any = getattr(self.parametrizations, name)
+                state_dict.update(parametrizations.state_dict(prefix=key, keep_vars=True))
+                value = state_dict.pop(prefix + name).detach().to(parametrizations.original)
+                try:
+                    for parametrization in reversed(parametrizations):
+                        value = parametrization.right_inverse(value)
+                    state_dict[key + "original"] = value
+                except ValueError as error:
+                    error_msgs.append(f"{prefix}{name}: {error}")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

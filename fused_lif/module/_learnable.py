@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,12 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from fused_lif import init
 from fused_lif.module._base import NeuronModule
-from fused_lif.parametrizations import POSITIVE, describe_range, make_parametrization
+from fused_lif.parametrizations import (
+    POSITIVE,
+    check_parametrization,
+    describe_range,
+    make_parametrization,
+)
 
 Learnable = str | Sequence[str] | Mapping[str, init.Initializer | None]
 Neurons = int | Sequence[int] | str | None
@@ -39,9 +44,16 @@ def make_learnable(
     """
     if isinstance(learnable, Mapping):
         initializers = dict(learnable)
-    else:
+    elif isinstance(learnable, Iterable):
         names = (learnable,) if isinstance(learnable, str) else learnable
         initializers = dict.fromkeys(names)
+    else:
+        raise TypeError(
+            f"learnable must be names of constants, or a mapping from names to initialisers, "
+            f"got {learnable!r}"
+        )
+    if parametrization is not None:
+        check_parametrization(parametrization)
     shape = _shape(neurons, hidden_size)
     if not initializers:
         if neurons not in (None, "all"):
@@ -108,6 +120,7 @@ def _initial_values(
 
 def _heterogeneous(name: str, p: Any, value: Tensor, size: Sequence[int]) -> Tensor:
     """Draws one value per neuron around that of ``p``."""
+    value = _expand(name, value, size)
     if name.startswith("tau"):
         factors = init.reciprocal(init.gamma(1.0, 3.0))(size)
         return value.to(factors.device) * factors
@@ -115,8 +128,18 @@ def _heterogeneous(name: str, p: Any, value: Tensor, size: Sequence[int]) -> Ten
         factors = init.normal(1.0, 0.1)(size)
         return value.to(factors.device) * factors
     shifts = init.normal(0.0, 0.1, positive=False)(size)
-    v_th = getattr(p, "v_th", value.new_ones(())).detach()
+    v_th = _expand("v_th", getattr(p, "v_th", value.new_ones(())).detach(), size)
     return value.to(shifts.device) + v_th.to(shifts.device) * shifts
+
+
+def _expand(name: str, value: Tensor, size: Sequence[int]) -> Tensor:
+    try:
+        return value.expand(size)
+    except RuntimeError:
+        raise ValueError(
+            f"p.{name} must broadcast to the shape {tuple(size)} of neurons, "
+            f"got {tuple(value.shape)}"
+        ) from None
 
 
 def _shape(neurons: Neurons, hidden_size: int | None) -> tuple[int, ...] | None:
@@ -129,7 +152,7 @@ def _shape(neurons: Neurons, hidden_size: int | None) -> tuple[int, ...] | None:
         shape = tuple(operator.index(size) for size in sizes)
     except TypeError:  # a string, or no integers
         shape = (0,)
-    if any(size < 1 for size in shape):
+    if any(size < 1 for size in shape) or any(isinstance(size, bool) for size in sizes):
         kinds = "'all', " * (hidden_size is not None)
         raise ValueError(
             f"neurons must be {kinds}None, a positive integer or a shape, got {neurons!r}"

@@ -53,7 +53,7 @@ class LICell(NeuronModule):
 
     def initial_state(self, input_tensor: Tensor) -> LIState:
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
-        return LIState(*resting_state(self.p.v_leak, input_tensor.shape, input_tensor))
+        return LIState(*resting_state(self.constants.v_leak, input_tensor.shape, input_tensor))
 
     def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """Advances by one step with ``input_tensor``, from ``state`` or from rest."""
@@ -107,7 +107,7 @@ class LI(NeuronModule):
 
     def initial_state(self, input_tensor: Tensor) -> LIState:
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
-        return LIState(*resting_state(self.p.v_leak, input_tensor.shape[1:], input_tensor))
+        return LIState(*resting_state(self.constants.v_leak, input_tensor.shape[1:], input_tensor))
 
     def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """Integrates ``input_tensor``, starting from ``state`` or from rest."""
@@ -176,7 +176,7 @@ class LILinearCell(NeuronModule):
     def initial_state(self, input_tensor: Tensor) -> LIState:
         """Returns the state of integrators at rest: ``v = v_leak`` and ``i = 0``."""
         step = torch.Size((*input_tensor.shape[:-1], self.hidden_size))
-        return LIState(*resting_state(self.p.v_leak, step, input_tensor))
+        return LIState(*resting_state(self.constants.v_leak, step, input_tensor))
 
     def forward(self, input_tensor: Tensor, state: LIState | None = None) -> tuple[Tensor, LIState]:
         """Advances by one step with ``input_tensor``, from ``state`` or from rest."""

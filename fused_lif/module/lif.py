@@ -70,7 +70,9 @@ class LIFCell(NeuronModule):
 
     def initial_state(self, input_tensor: Tensor) -> LIFFeedForwardState:
         """Returns the state of neurons at rest: ``v = v_leak`` and ``i = 0``."""
-        return LIFFeedForwardState(*resting_state(self.p.v_leak, input_tensor.shape, input_tensor))
+        return LIFFeedForwardState(
+            *resting_state(self.constants.v_leak, input_tensor.shape, input_tensor)
+        )
 
     def forward(
         self, input_tensor: Tensor, state: LIFFeedForwardState | None = None
@@ -117,8 +119,10 @@ class LIF(NeuronModule):
     constants, in seconds, from a gamma distribution of shape 3 with that mean, as in Perez-Nieves
     et al., Neural heterogeneity promotes robust learning, Nature Communications 12:5791 (2021);
     potentials from a normal distribution with a standard deviation of ``v_th / 10``. Whatever
-    draws them, ``dt * tau_inv`` is below 1, inverse time constants and thresholds are positive, and
-    other values are drawn again. Random numbers are drawn in the order of ``p``, after the weights.
+    draws them, drawn values have ``dt * tau_inv`` below 1, and inverse time constants and
+    thresholds are positive; other values are drawn again. Values taken from ``p`` and values after
+    a step of the optimiser need not have ``dt * tau_inv`` below 1, except with ``"sigmoid"``.
+    Random numbers are drawn in the order of ``p``, after the weights.
 
     Shape:
         - Input: ``[T, B, N]``, ``[T, N]`` or any other with time first.
@@ -169,7 +173,7 @@ class LIF(NeuronModule):
     def initial_state(self, input_tensor: Tensor) -> LIFFeedForwardState:
         """Returns the state of neurons at rest: ``v = v_leak`` and ``i = 0``."""
         return LIFFeedForwardState(
-            *resting_state(self.p.v_leak, input_tensor.shape[1:], input_tensor)
+            *resting_state(self.constants.v_leak, input_tensor.shape[1:], input_tensor)
         )
 
     def forward(
@@ -254,7 +258,7 @@ class _RecurrentModule(NeuronModule):
 
     def _rest(self, batch: torch.Size, like: Tensor) -> LIFState:
         step = torch.Size((*batch, self.hidden_size))
-        v, i = resting_state(self.p.v_leak, step, like)
+        v, i = resting_state(self.constants.v_leak, step, like)
         return LIFState(torch.zeros(v.shape, dtype=like.dtype, device=like.device), v, i)
 
     def extra_repr(self) -> str:
