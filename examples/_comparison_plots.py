@@ -34,11 +34,22 @@ def plot_learning(runs: Runs, names: Mapping[str, str], path: Path) -> None:
             _draw_curve(curves, of_seeds, COLOURS[condition], CONDITIONS[condition])
         curves.set(title=f"{names[task]}: learning", xlabel="epoch", ylabel="correct, test (%)")
         curves.xaxis.get_major_locator().set_params(integer=True)
-        curves.set_ylim(bottom=_lower_limit(conditions))
+        curves.set_ylim(_lower_limit(conditions), min(100.0, curves.get_ylim()[1]))
         _draw_last(last, conditions)
-        last.set(title="after the last epoch; lines join a seed", ylabel="correct, test (%)")
-    grid[0, 0].legend(loc="lower right")
+        last.set(title="after the last epoch, seed by seed", ylabel="correct, test (%)")
+        curves.set_xlim(left=1)
+    _add_legend(figure, grid)
     save_figure(figure, path)
+
+
+def _add_legend(figure: plt.Figure, grid: np.ndarray) -> None:
+    """Puts the legend of the first axes below all."""
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    columns = min(len(labels), 2 * grid.shape[1])
+    lines = -(-len(labels) // columns)
+    for axes in grid[-1]:  # leaves room
+        axes.set_xlabel(axes.get_xlabel() + (lines + 1) * "\n")
+    figure.legend(handles, labels, loc="lower center", ncols=columns)
 
 
 def _draw_curve(axes: Axes, of_seeds: Sequence[Mapping[str, Any]], colour: str, label: str) -> None:
@@ -99,12 +110,7 @@ def plot_time_constants(
             _draw_distributions(axes, values, 1000 * first[task][name])
             axes.set(title=f"{names[task]}: {name}", xlabel=f"{name} (ms)")
             axes.set_ylabel("neurons of all seeds" if column == 0 else "")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    columns = min(len(labels), 2 * len(runs))
-    lines = -(-len(labels) // columns)
-    for axes in grid[-1]:  # leaves room for the legend
-        axes.set_xlabel(axes.get_xlabel() + (lines + 1) * "\n")
-    figure.legend(handles, labels, loc="lower center", ncols=columns)
+    _add_legend(figure, grid)
     save_figure(figure, path)
 
 

@@ -17,7 +17,7 @@ How it is kept fair:
   (ii) and (iv) have the same draws. Differences between conditions are tested in pairs of runs.
 - Settings are chosen on a validation set, with seeds that the results do not contain. First (i)
   chooses the mean time constant for all conditions, from four. Then each condition chooses its
-  learning rate from the same three with 12 runs: four seeds for each rate if the time constants
+  learning rate from the same four with 16 runs: four seeds for each rate if the time constants
   are fixed, two seeds with each of two rates of the time constants if they are learned.
 - The final runs learn from training and validation set. What counts is the accuracy on the
   test set after the last epoch; the test set chooses nothing.
@@ -94,7 +94,7 @@ class Grid:
 FULL = Grid(
     steps=(2.5, 5.0, 10.0, 20.0),
     lr=1e-2,
-    lrs=(5e-3, 1e-2, 2e-2),
+    lrs=(5e-3, 1e-2, 2e-2, 4e-2),
     neuron_lrs=(2e-3, 1e-2),
     seeds=(1001, 1002),
 )
@@ -132,6 +132,7 @@ class Experiment:
         self, args: argparse.Namespace, file: RunFile, settings: dict[str, Settings], grid: Grid
     ) -> None:
         self.args, self.file, self.settings, self.grid = args, file, settings, grid
+        self.processor_seconds = 0.0  # of all runs that were needed, also earlier ones
         searched = len(CONDITIONS) * len(grid.search_jobs("", "fixed", 1.0))
         each = len(grid.scale_jobs("")) + searched + args.seeds * len(CONDITIONS)
         self.bar = tqdm(total=each * len(args.tasks), unit="run", smoothing=0.02)
@@ -173,12 +174,14 @@ class Experiment:
         self.bar.set_description(stage)
         to_do = [job for job in jobs if job not in self.file.runs]
         done = len(jobs) - len(to_do)
+        self.bar.n += done
+        self.bar.last_print_n = self.bar.n
         self.bar.initial += done  # they say nothing about the time left
-        self.bar.update(done)
         for run in workers.train(to_do, self.settings, self.args.data):
             self.file.add(run)
             self.bar.set_postfix_str(f"{run['task']} {run['accuracy'][-1]:.1%}", refresh=False)
             self.bar.update()
+        self.processor_seconds += sum(run["processor_seconds"] for run in self._runs(jobs))
 
 
 def describe_rates(job: Job) -> str:
@@ -253,8 +256,6 @@ def report(finals: dict[str, dict[str, list[dict[str, Any]]]], experiment: Exper
         first[task] = {name: value.item() for name, value in values.items()}
     plots.plot_learning(finals, names, args.out / "learning.png")
     plots.plot_time_constants(finals, names, first, args.out / "time_constants.png")
-    runs = [run for run in experiment.file.runs.values() if run["task"] in finals]
-    processor = sum(run["processor_seconds"] for run in runs) / 60
     return [
         f"Accuracy on the test set after the last epoch, {args.seeds} seeds:",
         "",
@@ -264,7 +265,7 @@ def report(finals: dict[str, dict[str, list[dict[str, Any]]]], experiment: Exper
         "",
         difference_table(finals, names),
         "",
-        f"{len(runs)} runs took {processor:.1f} minutes of processor time.",
+        f"{experiment.bar.total} runs, {experiment.processor_seconds / 60:.1f} processor minutes.",
     ]
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -465,9 +466,9 @@ def test_rows_come_one_after_the_other(tmp_path):
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.arange(20) % 2)
     data = data_module.load_rows(tmp_path, images=10)
     assert data.inputs.shape == (5, 30, 5)
-    expected = torch.from_numpy(images[3, 2] / 255).float()
-    torch.testing.assert_close(data.inputs[2, 3], expected)
-    torch.testing.assert_close(data.inputs[2, 13], expected)  # the fourth to test with
+    expected = torch.from_numpy(images[3, 1] / 255).float()
+    torch.testing.assert_close(data.inputs[1, 3], expected)
+    torch.testing.assert_close(data.inputs[1, 13], expected)  # the fourth to test with
     assert_split(data, 30)
     assert data.validation.tolist() == [8, 9]
     assert data.test.tolist() == list(range(10, 30))
@@ -502,3 +503,17 @@ def test_real_data(task, shape, classes, test):
         assert (data.labels[data.test].bincount() == test // classes).all()
     if task == "braille":
         assert data.inputs.sum() == 221107
+
+
+def test_tables_of_the_readme_are_those_of_the_committed_runs(tmp_path, monkeypatch, no_figures):
+    results = EXAMPLES / "learning_constants_results"
+    shutil.copy(results / "runs.jsonl", tmp_path)
+    monkeypatch.setattr(runs_module, "train", None)
+    tasks = ["--tasks", "braille", "fsdd", "mnist"]
+    assert example.main([*tasks, "--jobs", "1", "--out", str(tmp_path), "--resume"]) == 0
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert tables == (results / "tables.md").read_text(encoding="utf-8")
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in tables.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * (2 + 12)
+    assert all(row in readme for row in rows)
