@@ -3,7 +3,8 @@
 A recurrent network of LIF neurons learns to classify sequences in which time matters, with
 
   (i)   fixed time constants, the same for all neurons,
-  (ii)  fixed time constants, drawn for each neuron from a gamma distribution of the same mean,
+  (ii)  fixed time constants, drawn for each neuron from a gamma distribution of the same mean
+        (draws below the length of a step are raised to it),
   (iii) one learned membrane and one learned synaptic time constant for all neurons, from (i) on,
   (iv)  learned time constants of each neuron, from (ii) on.
 
@@ -35,6 +36,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ class Grid:
         steps: Mean membrane time constants, in steps.
         lr: Learning rate of the weights while `steps` is chosen.
         lrs: Learning rates of the weights.
-        neuron_lrs: Learning rates of the logarithms of learned time constants.
+        neuron_lrs: Learning rates of learned time constants, parametrized by a bounded logarithm.
         seeds: Where time constants are learned, each is tried with each pair of rates; where they
             are fixed, there are as many more seeds per rate as there are `neuron_lrs`.
     """
@@ -336,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped; finished runs are kept. Continue with\n  {resume}")
         return 130
-    except (ImportError, OSError, ValueError) as error:
+    except (BrokenExecutor, ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
