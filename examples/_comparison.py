@@ -60,7 +60,8 @@ class Job:
         seed: Of weights, batches and drawn time constants, which are the same in all conditions.
         steps: Mean of the first membrane time constants, in steps.
         lr: Learning rate of the weights.
-        neuron_lr: That of the logarithms of the time constants; None if they are fixed.
+        neuron_lr: That of the time constants, parametrized by a logarithm that is bounded by one
+            step; None if they are fixed.
     """
 
     task: str
