@@ -88,6 +88,7 @@ class Workers:
 
     def __init__(self, number: int, threads: int) -> None:
         self.executor = None
+        self.threads_before = torch.get_num_threads()
         if number > 1:
             spawn = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
             self.executor = ProcessPoolExecutor(number, spawn, _start_worker, (threads,))
@@ -105,6 +106,7 @@ class Workers:
     ) -> None:
         if self.executor:
             self.executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(self.threads_before)
 
     def train(
         self, jobs: Sequence[Job], settings: dict[str, Settings], data: Path | None
