@@ -61,7 +61,8 @@ sanitize: $(VENV)/.test  ## runs the operators' tests with the address and undef
 	    PYTHONPATH=$(SANITIZED) PYTHONSAFEPATH=1 CUDA_EMULATOR_SANITIZE=1 \
 	    $(BIN)/pytest -q -s -p no:cacheprovider tests/test_lif_forward.py tests/test_lif_backward.py \
 	    tests/test_surrogate.py tests/test_property.py tests/test_events.py tests/test_smooth.py tests/test_recurrent_forward.py \
-	    tests/test_recurrent_backward.py tests/test_recurrent_operators.py $(wildcard tests/test_emulated_*.py) \
+	    tests/test_recurrent_backward.py tests/test_recurrent_operators.py tests/test_recurrent_operator_messages.py \
+	    $(wildcard tests/test_emulated_*.py) \
 	    --deselect tests/test_emulated_order.py::test_every_wait_is_needed -k "not triton"
 
 package: $(VENV)/.test  ## builds and tries wheels, with and without build isolation

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from _comparison import Job, Settings, train
+from _training import differences
 
 
 class RunFile:
@@ -47,11 +48,7 @@ class RunFile:
             self.runs = {job_of(run): run for run in runs}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} is not a file of runs of this example") from error
-        different = [
-            f"{name} {there.get(name)!r} (now {common.get(name)!r})"
-            for name in sorted(there.keys() | common.keys())
-            if there.get(name) != common.get(name)
-        ]
+        different = differences(there, common)
         if different:
             raise ValueError(
                 f"cannot resume {self.path}, which was made with {', '.join(different)}: "

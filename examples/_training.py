@@ -54,6 +54,15 @@ class StopRequest:
             self.requested = self.requested or self.batches_left <= 0
 
 
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Says which settings of a file differ from those of now."""
+    return [
+        f"{name} {there.get(name)!r} (now {here.get(name)!r})"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+
+
 class Checkpoint:
     """One file with all that the training runs need to continue; complete even after a crash.
 
@@ -80,11 +89,7 @@ class Checkpoint:
             there, here = content["settings"], self.settings
         except Exception as error:
             raise ValueError(f"{self.path} is not a checkpoint of this example") from error
-        different = [
-            f"{name} {there.get(name)!r} (now {here.get(name)!r})"
-            for name in sorted(there.keys() | here.keys())
-            if there.get(name) != here.get(name)
-        ]
+        different = differences(there, here)
         if different:
             raise ValueError(
                 f"cannot resume {self.path}, which was made with {', '.join(different)}: "
