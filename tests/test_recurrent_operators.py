@@ -1,5 +1,5 @@
 """Direct calls of the operators of recurrent layers: gradients of weights and input against matrix
-products in float64, and spikes packed into bits. Bad arguments: test_recurrent_operator_messages.py.
+products in float64, and spikes packed into bits.
 """
 
 from __future__ import annotations
