@@ -308,11 +308,12 @@ LIFTED += [(nn.BatchNorm2d(2), (2, 8, 9), (3,)), (nn.Flatten(1), (2, 8), (3,))]
 def test_lift_equals_norse(module, shape, batch):
     results = []
     for container in (Lift, norse.Lift):
-        lifted = container(copy.deepcopy(module))
-        x = random_tensor(5, *batch, *shape).requires_grad_()
+        lifted = container(copy.deepcopy(module).double())
+        x = random_tensor(5, *batch, *shape).double().requires_grad_()
         output = lifted(x)
         results.append((output, gradients(output, [x], lifted), lifted.state_dict()))
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    # float32 sums of a convolution differ by 1.1e-5 between machines.
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_lift_of_linear_takes_any_number_of_dimensions():
