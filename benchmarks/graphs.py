@@ -97,12 +97,12 @@ class Graphed:
             )
 
         def both() -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-            outputs = layer()
+            outputs = layer(problem.x)
             return outputs, gradients(outputs, keep=False)
 
         if mode == BOTH:
             return capture(both)
-        forward = capture(layer)
+        forward = capture(lambda: layer(problem.x))
         if mode == FORWARD:
             return forward
         forward.replay()  # fills in what backward reads

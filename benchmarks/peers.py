@@ -46,11 +46,11 @@ def _norse(problem: Problem) -> Layer:
     import norse.torch as norse
 
     functional = norse.functional
-    x, setting = problem.x, problem.setting
+    setting = problem.setting
     if setting.model == "encoder":
         encode = functional.encode.constant_current_lif_encode
         p = problem.parameters(norse)
-        return lambda: (encode(x, setting.T, p, DT),)
+        return lambda x: (encode(x, setting.T, p, DT),)
     if setting.model == "li":
         library: Any = functional.leaky_integrator
         step = library.li_feed_forward_step
@@ -60,7 +60,7 @@ def _norse(problem: Problem) -> Layer:
     p, start = problem.parameters(library), problem.state(library)
     weights = tuple(problem.weights.values())
 
-    def layer() -> tuple[Tensor, ...]:
+    def layer(x: Tensor) -> tuple[Tensor, ...]:
         state, outputs = start, []
         for x_t in x.unbind(0):
             z, state = step(x_t, state, *weights, p, DT)
@@ -93,12 +93,12 @@ def _spikingjelly(problem: Problem) -> Layer:
     os.environ["SJ_LIF_CUDA_IMPLEMENTATION"] = "triton"  # read at import
     from spikingjelly.activation_based import functional, surrogate
 
-    x, v = problem.x, problem.v
+    v = problem.v
     tau = 1 / float(DT * problem.constants["tau_mem_inv"].cpu())
     v_th, v_reset = (float(problem.constants[name].cpu()) for name in ("v_th", "v_reset"))
     spikes = surrogate.SuperSpike(alpha=ALPHA)
 
-    def layer() -> tuple[Tensor, ...]:
+    def layer(x: Tensor) -> tuple[Tensor, ...]:
         return functional.lif_multi_step(x, v, tau, True, v_th, v_reset, spikes, False)[:2]
 
     return layer

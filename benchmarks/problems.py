@@ -7,6 +7,7 @@ CUDA graph, and `cases.py` says who meets on which settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,9 @@ ALPHA = 1.0  # Norse 1.1.0 ignores the alpha of "super"; with 1 all candidates c
 FORWARD, BACKWARD, BOTH, INFERENCE = "forward", "backward", "forward_backward", "inference"
 CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
 ONE_STATE = (1000.0, 125.0)  # tau_syn_inv and tau_mem_inv of constants "one state"
+CHANNELS = 32  # of a feature map
+#: The constants with gradients, by what a setting says of them; no others have any.
+LEARNABLE = {"per neuron": CONSTANTS, "per channel": CONSTANTS, "two states": CONSTANTS[:2]}
 #: Share of ones in the input of a recurrent layer. With weights drawn from a normal distribution of
 #: deviation gain / sqrt(columns), 3 to 8 % of its neurons spike at every shape of `cases.py`, and
 #: gradients neither grow nor vanish over time.
@@ -37,16 +41,19 @@ class Setting:
         T: Steps.
         B: Batch.
         N: Neurons.
-        model: "lif", "li" or "recurrent", a sequence; "cell" or "recurrent_cell", one step;
-            "encoder", the constant-current encoder.
+        model: "lif", "li" or "recurrent", a sequence; "adjoint", a "lif" with that method; "cell" or
+            "recurrent_cell", one step; "encoder", the constant-current encoder.
         dtype: Type of the input, as torch names it; constants and states are float32 for half ones.
-        constants: "per neuron", shape ``[N]`` and with gradients; "scalar" and without; or "one
-            state", scalars that make the synaptic current that of the input, as in libraries
-            whose neuron has no other state than the potential.
+        constants: "per neuron", shape ``[N]`` and with gradients; "per channel", the same of a
+            feature map, shape ``[C, 1, 1]``; "scalar" and without gradients; "two states", time
+            constants per neuron with gradients, rest and reset at 0, as in libraries whose neuron
+            has no others; "one state", scalars that make the synaptic current that of the input,
+            as in libraries whose neuron has no other state than the potential.
         input: "busy", or "quiet": currents in the first five steps, gradients in the last five,
             and in between values that shrink until they are denormal.
         device: Where the tensors are, "cpu" or "cuda".
         input_size: Features of the spikes that a recurrent layer takes; other layers take currents.
+        threads: Threads of torch; `None` are those of the run.
     """
 
     T: int
@@ -58,6 +65,16 @@ class Setting:
     input: str = "busy"
     device: str = "cpu"
     input_size: int | None = None
+    threads: int | None = None
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """Shape of a step without batch: ``[N]``, or ``[C, H, W]`` with constants per channel."""
+        if self.constants != "per channel":
+            return (self.N,)
+        side = math.isqrt(self.N // CHANNELS)
+        assert CHANNELS * side**2 == self.N
+        return (CHANNELS, side, side)
 
     @property
     def is_recurrent(self) -> bool:
@@ -95,9 +112,12 @@ class Problem:
         def uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
             return low + (high - low) * torch.rand(shape, generator=generator)
 
-        def per_neuron(mean: float, spread: float) -> Tensor:
-            value = uniform((s.N,), mean - spread, mean + spread)
-            if s.constants != "per neuron":
+        step, learnable = (s.B, *s.step_shape), LEARNABLE.get(s.constants, ())
+
+        def constant(name: str, mean: float, spread: float) -> Tensor:
+            shape = (CHANNELS, 1, 1) if s.constants == "per channel" else (s.N,)
+            value = uniform(shape, mean - spread, mean + spread)
+            if name not in learnable:
                 return torch.tensor(mean, dtype=state_dtype, device=s.device)
             return torch.nn.Parameter(value.to(s.device, state_dtype))
 
@@ -117,13 +137,13 @@ class Problem:
             low, high = (1.0, 3.0) if s.model == "encoder" else (0.0, 0.6)
             if s.constants == "one state":
                 high = 3.0
-            x = uniform((*time, s.B, s.N), low, high)
-        grad_z = torch.randn((s.B, s.N) if s.is_cell else (s.T, s.B, s.N), generator=generator)
-        v, i, z = (torch.zeros(s.B, s.N) for _ in range(3))
+            x = uniform((*time, *step), low, high)
+        grad_z = torch.randn(step if s.is_cell else (s.T, *step), generator=generator)
+        v, i, z = (torch.zeros(step) for _ in range(3))
         if s.is_cell:  # in the middle of a sequence
-            v, i = uniform((s.B, s.N), 0.0, 1.2), uniform((s.B, s.N), 0.0, 1.0)
+            v, i = uniform(step, 0.0, 1.2), uniform(step, 0.0, 1.0)
         if s.model == "recurrent_cell":
-            z = spikes((s.B, s.N))
+            z = spikes(step)
         if s.input == "quiet":
             x[:5] *= 5
             x[5:] = 0
@@ -136,13 +156,14 @@ class Problem:
         rest = 0.0 if s.input == "quiet" else 0.05
         # One state: the current decays within the step, and 1/8 of the way is an exact product.
         tau_syn_inv, tau_mem_inv = ONE_STATE if s.constants == "one state" else (200.0, 100.0)
-        self.constants = {
-            "tau_syn_inv": per_neuron(tau_syn_inv, 20.0),
-            "tau_mem_inv": per_neuron(tau_mem_inv, 10.0),
-            "v_leak": per_neuron(0.0, rest),
-            "v_th": per_neuron(1.0, 0.1),
-            "v_reset": per_neuron(0.0, rest),
+        ranges = {
+            "tau_syn_inv": (tau_syn_inv, 20.0),
+            "tau_mem_inv": (tau_mem_inv, 10.0),
+            "v_leak": (0.0, rest),
+            "v_th": (1.0, 0.1),
+            "v_reset": (0.0, rest),
         }
+        self.constants = {name: constant(name, *ranges[name]) for name in CONSTANTS}
         if s.model == "li":
             self.constants = {name: self.constants[name] for name in CONSTANTS[:3]}
         self.weights = {}
@@ -150,14 +171,13 @@ class Problem:
             self.weights["input_weights"] = weights(s.input_size, INPUT_GAIN)
             self.weights["recurrent_weights"] = weights(s.N, RECURRENT_GAIN)
         self.leaves = {"x": self.x} | self.weights
-        if s.constants == "per neuron":
-            self.leaves |= self.constants
+        self.leaves |= {name: q for name, q in self.constants.items() if name in learnable}
         if s.is_cell:
             self.leaves |= {"v": self.v, "i": self.i}
         if s.model == "recurrent_cell":
             self.leaves["z"] = self.z
         if s.model == "encoder":
-            self.leaves = {}
+            self.leaves.pop("tau_syn_inv", None)  # it has no synapse
         for leaf in self.leaves.values():
             leaf.requires_grad_()
 
@@ -171,7 +191,8 @@ class Problem:
         if self.setting.model == "li":
             return library.LIParameters(**self.constants)
         alpha = torch.tensor(ALPHA, device=self.setting.device)
-        return library.LIFParameters(**self.constants, method="super", alpha=alpha)
+        method = "adjoint" if self.setting.model == "adjoint" else "super"
+        return library.LIFParameters(**self.constants, method=method, alpha=alpha)
 
     def state(self, library: Any) -> Any:
         """Returns the state before the first step as Norse's or our tuple."""
@@ -214,14 +235,14 @@ class Candidate(Protocol):
         """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
 
 
-Layer = Callable[[], tuple[Tensor, ...]]
+Layer = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class TorchCandidate:
     """A candidate whose gradients come from torch's autograd.
 
-    ``layer`` maps a problem to a function that returns ``z``, or ``z, v, i``, on a fresh graph.
+    ``layer`` maps a problem to a function from its x to ``z``, or ``z, v, i``, on a fresh graph.
     """
 
     name: str
@@ -236,8 +257,8 @@ class TorchCandidate:
 
     def call(self, problem: Problem, mode: str) -> Call:
         """Returns what to time; gradients of the repetition before are dropped off the clock."""
-        layer, leaves = self.layer(problem), tuple(problem.leaves.values())
-        backward = problem.backward
+        layer, x = self.layer(problem), problem.x
+        leaves, backward = tuple(problem.leaves.values()), problem.backward
 
         def drop_gradients() -> None:
             for leaf in leaves:
@@ -245,19 +266,19 @@ class TorchCandidate:
 
         def graph() -> tuple[Tensor, ...]:
             drop_gradients()
-            return layer()
+            return layer(x)
 
         def both(_: None) -> tuple[Tensor, ...]:
-            outputs = layer()
+            outputs = layer(x)
             backward(outputs)
             return outputs
 
         def inference(_: None) -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return layer()
+                return layer(x)
 
         return {
-            FORWARD: Call(lambda _: layer()),
+            FORWARD: Call(lambda _: layer(x)),
             BACKWARD: Call(backward, graph, computes_before=True),
             BOTH: Call(both, drop_gradients),
             INFERENCE: Call(inference),
@@ -267,7 +288,7 @@ class TorchCandidate:
         """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
         for leaf in problem.leaves.values():
             leaf.grad = None
-        outputs = dict(zip("zvi", self.layer(problem)(), strict=False))
+        outputs = dict(zip("zvi", self.layer(problem)(problem.x), strict=False))
         if mode in (BACKWARD, BOTH):
             problem.backward(tuple(outputs.values()))
         gradients = {
@@ -350,7 +371,7 @@ def functional_layer(backend: str | None) -> Callable[[Problem], Layer]:
         p, functional = problem.parameters(fused_lif), fused_lif.functional
         if model == "encoder":
             encode = functional.encode.constant_current_lif_encode
-            return lambda: (encode(problem.x, problem.setting.T, p, DT, backend=backend),)
+            return lambda x: (encode(x, problem.setting.T, p, DT, backend=backend),)
         if model == "li":
             integral: Any = functional.leaky_integrator.li_feed_forward_integral
         elif problem.setting.is_recurrent:
@@ -360,9 +381,8 @@ def functional_layer(backend: str | None) -> Callable[[Problem], Layer]:
         state, weights = problem.state(fused_lif), tuple(problem.weights.values())
         is_cell = problem.setting.is_cell
 
-        def layer() -> tuple[Tensor, ...]:
-            x = problem.x[None] if is_cell else problem.x
-            z, s = integral(x, state, *weights, p, DT, backend=backend)
+        def layer(x: Tensor) -> tuple[Tensor, ...]:
+            z, s = integral(x[None] if is_cell else x, state, *weights, p, DT, backend=backend)
             return z[0] if is_cell else z, s.v, s.i
 
         return layer
@@ -387,8 +407,8 @@ def module_layer(problem: Problem, library: Any) -> Layer:
     neurons = module(*sizes, problem.parameters(library), dt=DT, **options)
     state = problem.state(library)
 
-    def layer() -> tuple[Tensor, ...]:
-        z, s = neurons(problem.x, state)
+    def layer(x: Tensor) -> tuple[Tensor, ...]:
+        z, s = neurons(x, state)
         return z, s.v, s.i
 
     return layer
@@ -403,7 +423,8 @@ def _reasons_against_backend(backend: str | None = None) -> Callable[[Setting], 
 
     def reasons(setting: Setting) -> list[str]:
         try:
-            functional_layer(backend or setting.device)(Problem(replace(setting, T=1, B=1, N=1)))()
+            problem = Problem(replace(setting, T=1, B=1, N=1))
+            functional_layer(backend or setting.device)(problem)(problem.x)
         except (RuntimeError, ValueError) as error:
             return [str(error)]
         except Exception:  # no refusal, but a kernel that does not compile: the comparison fails
@@ -416,10 +437,10 @@ def _reasons_against_backend(backend: str | None = None) -> Callable[[Setting], 
 def _operator(problem: Problem) -> Layer:
     """The bare operator on the tensors of the cell, without our Python around it."""
     forward = torch.ops.fused_lif.lif_forward
-    tensors = (problem.x, problem.v, problem.i, *problem.constants.values())
+    tensors = (problem.v, problem.i, *problem.constants.values())
     # Hard reset, no states for backward, no smooth spikes (hence no alpha).
     options = (None, DT, int(fused_lif.types.Neuron.LIF), False, 0, 1, False)
-    return lambda: forward(*tensors, *options)[:3]
+    return lambda x: forward(x, *tensors, *options)[:3]
 
 
 REFERENCE = TorchCandidate(

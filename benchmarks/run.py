@@ -52,7 +52,8 @@ ROOT = Path(__file__).resolve().parent
 ALL_CANDIDATES = CANDIDATES | GRAPHS | PEERS
 FIELDS = (
     *("case", "backend", "mode", "T", "B", "N", "input_size", "dtype", "constants", "input"),
-    *("median_ms", "q20_ms", "q80_ms", "repeats", "memory_bytes", "threads", "load"),
+    *("median_ms", "q20_ms", "q80_ms", "repeats", "memory_bytes", "limit_ms", "of_limit"),
+    *("threads", "load"),
     *("malloc", "commit", "uncommitted", "versions", "device", "date"),
 )
 LEFT_OUT = "left out without --peers"

@@ -39,8 +39,8 @@ def reference_but(change):
     def layer(problem):
         reference = problems.REFERENCE.layer(problem)
 
-        def run_layer():
-            z, v, i = reference()
+        def run_layer(x):
+            z, v, i = reference(x)
             return change(problem, z), v, i
 
         return run_layer
@@ -52,7 +52,7 @@ def test_rows_have_all_columns(tmp_path, capsys):
     out = tmp_path / "rows.csv"
     arguments = [*TINY, "--case", "lif_forward_backward", "--out", str(out), "--threads", "1"]
     assert run.main(arguments) == 0
-    rows, empty = read(out), ("memory_bytes", "input_size")
+    rows, empty = read(out), ("memory_bytes", "input_size", "limit_ms", "of_limit")
     assert {"copy", "reference"} <= {row["backend"] for row in rows}
     assert {row["mode"] for row in rows} == {"forward_backward", "backward"}
     for row in rows:
@@ -109,8 +109,7 @@ def test_saved_bytes_counts_each_storage_once():
     problem = problems.Problem(problems.Setting(4, 2, 3))
 
     def layer(problem):
-        x = problem.x
-        return lambda: (x * x.view(-1).view_as(x) * problem.constants["v_th"],)
+        return lambda x: (x * x.view(-1).view_as(x) * problem.constants["v_th"],)
 
     candidate = problems.TorchCandidate("square", layer)
     assert run.saved_bytes(candidate, problem) == 2 * problem.x.nbytes  # x, and x * x
@@ -156,7 +155,7 @@ def test_recurrent_problem_is_busy_and_its_sums_are_exact(shape):
     problem = problems.Problem(problems.Setting(T, 4, N, model="recurrent", input_size=input_size))
     assert 0.04 < problem.x.mean() < 0.06
     with torch.no_grad():
-        z, *_ = problems.REFERENCE.layer(problem)()
+        z, *_ = problems.REFERENCE.layer(problem)(problem.x)
         assert 0.03 < z.mean() < 0.08
         for spikes, weights in zip((problem.x, z), problem.weights.values(), strict=True):
             exact = spikes.double() @ weights.double().T
@@ -502,7 +501,7 @@ def test_sanitize_cases(monkeypatch, capsys):
     done = iter(range(2))
 
     def layer(backend):  # differs from call to call
-        return lambda problem: lambda: (problem.x * (1 + next(done)),)
+        return lambda problem: lambda x: (x * (1 + next(done)),)
 
     monkeypatch.setattr(sanitize_cases, "functional_layer", layer)
     assert sanitize_cases.main(["--device", "cpu"]) == 1
