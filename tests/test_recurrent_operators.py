@@ -201,13 +201,21 @@ def views(t):
 def test_any_layout(features, density):
     x, grad = random_spikes(20, 6, features, density=density), torch.randn(20, 6, 40)
     x[0, 0, 0] = 1
+
+    def compare(actual, expected, name, is_sparse):
+        if is_sparse:
+            assert_same_bits(actual, expected, name)
+        else:  # a product of BLAS, which may depend on the layout
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
     for name, other in views(x):
         other_grad = weight_grad_of(grad, other, None)
-        assert_same_bits(other_grad, weight_grad_of(grad, other.clone().contiguous(), None), name)
+        expected = weight_grad_of(grad, other.clone().contiguous(), None)
+        compare(other_grad, expected, name, other.float().mean() < 0.2)
         check_weight_grad(grad, other)
     for name, other in views(grad):
         expected = check_weight_grad(other.contiguous(), x)
-        assert_same_bits(weight_grad_of(other, x, None), expected, name)
+        compare(weight_grad_of(other, x, None), expected, name, density < 0.2)
     spikes = pack(x).transpose(0, 2).contiguous().transpose(0, 2)
     assert_same_bits(weight_grad_of(grad, x, spikes), weight_grad_of(grad, x, None))
 
