@@ -7,11 +7,11 @@ with ``--device cuda``; their targets are those of an NVIDIA H200.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from problems import BACKWARD, BOTH, FORWARD, INFERENCE, OURS, YARDSTICKS, Setting
+from problems import BACKWARD, BOTH, CHANNELS, FORWARD, INFERENCE, OURS, YARDSTICKS, Setting
 
 SAVED, PEAK = "saved", "peak"  # modes that count bytes
 SHAPES = ((32, 256, 100), (100, 64, 512), (1000, 32, 256), (256, 16, 2048))
@@ -92,6 +92,8 @@ GPU_TARGETS: dict[tuple[str, str, str], float] = {
     ("gpu_recurrent", "mm_fused_graph", BACKWARD): 4,
     ("gpu_recurrent", "mm_fused_graph", BOTH): 4,
 }
+#: Cases of a GPU that are too small to be limited by its bandwidth.
+NS_PER_STEP = ("gpu_small", "gpu_recurrent")
 #: What our Triton kernels are compared with: the first of these that was timed in turns with them.
 TRITON_RIVALS = {"triton": ("spikingjelly", "cuda"), "triton_graph": ("cuda_graph",)}
 #: Limits by case, backend and rival, of any mode: Triton takes at most so many times as long.
@@ -101,13 +103,9 @@ TRITON_TARGETS: dict[tuple[str, str, str], float] = {
     ("gpu_spikingjelly", "triton_graph", "cuda_graph"): 1.1,
     ("gpu_spikingjelly", "triton", "spikingjelly"): 1.0,
 }
-#: Elements per neuron-step that a layer must move: x and z; x, grad_z and grad_x; all of them.
-#: A copy moves two.
-ELEMENTS = {FORWARD: 2, BACKWARD: 3, BOTH: 5}
-
 #: Largest ratio to the first setting. "No slower" leaves a margin for noise, "linear" one for the
 #: caches: they hold the shortest sequence and not the longest.
-SETTING_LIMITS = {"bfloat16": 1.05, "quiet": 1.1, "linear_in_t": 1.5}
+SETTING_LIMITS = {"bfloat16": 1.05, "quiet": 1.1}
 SAVED_LIMIT, RECURRENT_SAVED_LIMIT = 1.1, 1.125
 
 
@@ -116,21 +114,26 @@ def shape_of(row: Row) -> Shape:
     return tuple(row[name] for name in ("T", "B", "input_size", "N") if row[name])
 
 
+def _of_same_setting(row: Row, rows: list[Row]) -> list[Row]:
+    columns = ("T", "B", "N", "input_size", "dtype", "constants", "input", "threads")
+    return [r for r in rows if all(r[name] == row[name] for name in columns)]
+
+
 def judge_baselines(row: Row, rows: list[Row]) -> Verdict | None:
-    """Compares ours with the yardstick, and the others with ours."""
+    """Compares ours with the limit or the matrix products, and the others with ours."""
+    rows = _of_same_setting(row, rows)
     ours = next((r for r in rows if r["backend"] in OURS), None)
     if ours is None or row["backend"] in YARDSTICKS:
         return None
     key = (row["case"], row["backend"], row["mode"])
     limit = TARGETS.get((*key, shape_of(row)), TARGETS.get((*key, None)))
     if row is ours:
-        yardstick = next((r for r in rows if r["backend"] in YARDSTICKS), None)
-        if yardstick is None:
+        products = next((r for r in rows if r["backend"] == "gemm"), None)
+        if products:
+            return Verdict("x gemm", row["median_ms"] / products["median_ms"], limit)
+        if row["limit_ms"] == "":
             return None
-        ratio = row["median_ms"] / yardstick["median_ms"]
-        if yardstick["backend"] == "gemm":
-            return Verdict("x gemm", ratio, limit)
-        return Verdict("x floor", ratio * 2 / ELEMENTS[row["mode"]], limit)
+        return Verdict("x limit", row["median_ms"] / row["limit_ms"], limit)
     if row["backend"] == "operator":
         return Verdict(
             f"= {ours['backend']} / operator", ours["median_ms"] / row["median_ms"], limit
@@ -147,19 +150,18 @@ def judge_gpu(row: Row, rows: list[Row]) -> Verdict | None:
     Where `cuda` is missing, `triton` takes its place, without targets.
     """
     limit = GPU_TARGETS.get((row["case"], row["backend"], row["mode"]))
-    same = {r["backend"]: r for r in rows if r["dtype"] == row["dtype"]}
+    same = {r["backend"]: r for r in _of_same_setting(row, rows)}
     for rival in TRITON_RIVALS.get(row["backend"], ()):
         if rival in same:
             limit = TRITON_TARGETS.get((row["case"], row["backend"], rival))
             return Verdict(f"x {rival}", row["median_ms"] / same[rival]["median_ms"], limit)
     if row["backend"] in ("cuda", "cuda_graph", *TRITON_RIVALS):
-        if "copy" not in same:
+        if row["case"] in NS_PER_STEP or row["of_limit"] == "":
             return Verdict("ns per step", 1e6 * row["median_ms"] / row["T"], limit)
-        floor = same["copy"]["median_ms"] * ELEMENTS[row["mode"]] / 2
-        return Verdict("of copy bandwidth", floor / row["median_ms"], limit, at_most=False)
+        return Verdict("of the limit", row["of_limit"], limit, at_most=False)
     graph = "_graph" if row["backend"].endswith("_graph") else ""
     ours = next((b for b in (f"cuda{graph}", f"triton{graph}") if b in same), None)
-    if row["backend"] == "copy" or ours is None:
+    if row["backend"] in ("copy", "matmul") or ours is None:
         return None
     ratio = row["median_ms"] / same[ours]["median_ms"]
     return Verdict(f"x {ours}", ratio, limit if ours.startswith("cuda") else None, at_most=False)
@@ -168,10 +170,11 @@ def judge_gpu(row: Row, rows: list[Row]) -> Verdict | None:
 def judge_settings(row: Row, rows: list[Row]) -> Verdict | None:
     """Compares the time per step with that of the first setting."""
     first = next(r for r in rows if r["backend"] == row["backend"])
-    if row is first:
+    if row is first or row["backend"] in YARDSTICKS:
         return None
     ratio = (row["median_ms"] / row["T"]) / (first["median_ms"] / first["T"])
-    return Verdict("x first row, per step", ratio, SETTING_LIMITS[row["case"]])
+    limit = SETTING_LIMITS.get(row["case"]) if row["backend"] in OURS else None
+    return Verdict("x first row, per step", ratio, limit)
 
 
 def judge_memory(row: Row, rows: list[Row]) -> Verdict | None:
@@ -210,10 +213,11 @@ class Case:
     device: str = "cpu"
 
 
-def quick(shape: Shape) -> Shape:
-    """Returns a shape that shows that a case runs, and nothing else."""
-    T, B, *features = shape
-    return -(-T // 16), min(B, 3), *(min(n, 5) for n in features)
+def quick(setting: Setting) -> Setting:
+    """Returns a setting that shows that a case runs, and nothing else."""
+    N = CHANNELS * 4 if setting.constants == "per channel" else min(setting.N, 5)
+    input_size = setting.input_size and min(setting.input_size, 5)
+    return replace(setting, T=-(-setting.T // 16), B=min(setting.B, 3), N=N, input_size=input_size)
 
 
 def _recurrent(T: int, B: int, input_size: int, N: int) -> Block:
@@ -226,89 +230,173 @@ def _both_dtypes(constants: str) -> Callable[..., Block]:
     )
 
 
+def _of(constants: str, model: str = "lif") -> Callable[..., Block]:
+    return lambda T, B, N: (Setting(T, B, N, constants=constants, model=model),)
+
+
+def _growing(size: str, factors: tuple[int, ...]) -> Callable[..., Block]:
+    """Settings in which one size is multiplied by each of ``factors``."""
+
+    def block(T: int, B: int, N: int) -> Block:
+        first = Setting(T, B, N)
+        return tuple(replace(first, **{size: factor * getattr(first, size)}) for factor in factors)
+
+    return block
+
+
+TRAINING = (FORWARD, BOTH, BACKWARD)
 LONG = (1000, 32, 256)
 LARGE = (256, 64, 4096)
+SMALL_BATCH = (1000, 1, 512)
+#: Times the first size, which is 1 MiB of x: up to 1 GiB, and 4 GiB for a training step.
+GROWTH = (1, 4, 16, 64, 256, 1024)
+PER_NEURON_PEERS = ("reference", "norse", "norse_compiled", "jax")
+TWO_STATE_PEERS = ("norse", "norse_compiled", "snntorch", "sinabs", "jax")
 CASES: dict[str, Case] = {
     "lif_forward": Case(
         "a LIF layer with five learnable constants per neuron, in training",
-        ("copy", "cpu", "reference", "norse", "jax"),
+        ("copy", "cpu", *PER_NEURON_PEERS),
         (FORWARD,),
+        (*SHAPES, SMALL_BATCH),
         memory=True,
     ),
     "lif_forward_backward": Case(
         "the same with gradients of the input and of the constants",
-        ("copy", "cpu", "reference", "norse", "jax"),
+        ("copy", "cpu", *PER_NEURON_PEERS),
         (BOTH, BACKWARD),
+        (*SHAPES, SMALL_BATCH),
         memory=True,
     ),
     "lif_scalar": Case(
         "a LIF layer with scalar constants without gradients",
-        ("copy", "cpu", "reference", "norse"),
-        (FORWARD, BOTH),
-        block=lambda T, B, N: (Setting(T, B, N, constants="scalar"),),
+        ("copy", "cpu", *PER_NEURON_PEERS),
+        TRAINING,
+        block=_of("scalar"),
     ),
-    "li_forward_backward": Case(
-        "a leaky integrator with three learnable constants per neuron",
-        ("copy", "cpu", "reference", "norse"),
+    "lif_two_states": Case(
+        "a LIF layer that rests and resets at 0, with time constants per neuron, as others have it",
+        ("copy", "cpu", *TWO_STATE_PEERS),
+        TRAINING,
+        block=_of("two states"),
+    ),
+    "lif_one_state": Case(
+        "a LIF layer whose current is its input, with scalar constants, as SpikingJelly has it",
+        ("copy", "cpu", "spikingjelly", "norse"),
+        TRAINING,
+        block=_of("one state"),
+    ),
+    "adjoint": Case(
+        'a LIF layer with method="adjoint" and scalar constants, against Norse\'s adjoint steps',
+        ("copy", "cpu", "norse"),
         (BOTH,),
-        block=lambda T, B, N: (Setting(T, B, N, model="li"),),
+        block=_of("scalar", "adjoint"),
     ),
-    "encoder_forward": Case(
-        "the constant-current LIF encoder",
-        ("cpu", "reference", "norse"),
-        (FORWARD,),
-        block=lambda T, B, N: (Setting(T, B, N, model="encoder", constants="scalar"),),
+    "li": Case(
+        "a leaky integrator with three learnable constants per neuron",
+        ("copy", "cpu", "reference", "norse", "norse_compiled"),
+        TRAINING,
+        block=_of("per neuron", "li"),
+    ),
+    "encoder": Case(
+        "the constant-current LIF encoder with four learnable constants per neuron",
+        ("copy", "cpu", "reference", "norse"),
+        TRAINING,
+        block=_of("per neuron", "encoder"),
     ),
     "lif_cell": Case(
         "one step of LIFCell from a given state; all eight inputs get gradients",
-        ("module", "operator", "reference", "norse_module"),
-        (BOTH, FORWARD, INFERENCE),
+        ("copy", "module", "operator", "reference", "norse_module"),
+        (*TRAINING, INFERENCE),
         ((1, 256, 100), (1, 1, 100)),
         lambda T, B, N: (Setting(1, B, N, model="cell"),),
     ),
+    "feature_map": Case(
+        "a LIF layer on a feature map [T, B, 32, H, W], five learnable constants per channel",
+        ("copy", "cpu", *PER_NEURON_PEERS),
+        TRAINING,
+        ((16, 16, 32 * 28 * 28), (32, 8, 32 * 14 * 14)),
+        _of("per channel"),
+    ),
     "bfloat16": Case(
         "bfloat16 input against float32",
-        ("cpu",),
-        (FORWARD, BOTH),
+        ("copy", "cpu", "norse"),
+        TRAINING,
         ((100, 64, 512), LONG),
         lambda T, B, N: (Setting(T, B, N), Setting(T, B, N, dtype="bfloat16")),
         judge_settings,
     ),
-    "linear_in_t": Case(
-        "time per step of ever longer sequences",
-        ("cpu",),
-        (FORWARD, BOTH),
-        ((2000, 16, 256),),
-        lambda T, B, N: tuple(Setting(T * k // 16, B, N) for k in (1, 2, 4, 8, 16)),
-        judge_settings,
-    ),
     "quiet": Case(
         "currents and gradients that shrink until they are denormal, against busy ones",
-        ("cpu",),
+        ("copy", "cpu"),
         (FORWARD, BOTH),
         ((2000, 32, 256),),
         lambda T, B, N: (Setting(T, B, N), Setting(T, B, N, input="quiet")),
         judge_settings,
     ),
+    "threads": Case(
+        "one thread against two",
+        ("copy", "cpu", "norse"),
+        (FORWARD, BOTH),
+        block=lambda T, B, N: tuple(Setting(T, B, N, threads=threads) for threads in (2, 1)),
+        judge=judge_settings,
+    ),
     "saved_memory": Case(
         "bytes that autograd keeps for backward, and the peak of a training step",
-        ("cpu", "reference", "norse", "norse_module"),
+        ("cpu", "reference", "norse", "norse_module", "snntorch", "sinabs", "spikingjelly"),
         (SAVED, PEAK),
         (LONG,),
-        lambda T, B, N: (Setting(T, B, N), Setting(T, B, N, constants="scalar")),
+        lambda T, B, N: tuple(
+            Setting(T, B, N, constants=constants)
+            for constants in ("per neuron", "scalar", "two states", "one state")
+        ),
         judge_memory,
     ),
     "norse_module": Case(
         "the module LIF against Norse's, whose backward is quadratic in T",
-        ("module", "norse_module"),
+        ("copy", "module", "norse_module"),
         (BOTH,),
         (LONG,),
     ),
+    "against_t": Case(
+        "ever longer sequences, ours and others: time, peak and what is kept for backward",
+        ("copy", "cpu", "reference", "norse", "norse_module", "jax", "snntorch", "sinabs"),
+        (BOTH, SAVED),
+        ((16, 32, 256),),
+        lambda T, B, N: tuple(Setting(T * k, B, N, constants="two states") for k in (1, 4, 16, 64)),
+        memory=True,
+    ),
+    "grow_t": Case(
+        "ever longer sequences, up to 1 GiB of input",
+        ("copy", "cpu"),
+        (FORWARD, BOTH),
+        ((16, 32, 512),),
+        _growing("T", GROWTH),
+        memory=True,
+    ),
+    "grow_b": Case(
+        "ever larger batches, up to 1 GiB of input",
+        ("copy", "cpu"),
+        (FORWARD, BOTH),
+        ((64, 8, 512),),
+        _growing("B", GROWTH),
+        memory=True,
+    ),
+    "grow_n": Case(
+        "ever more neurons, up to 1 GiB of input",
+        ("copy", "cpu"),
+        (FORWARD, BOTH),
+        ((64, 32, 128),),
+        _growing("N", GROWTH),
+        memory=True,
+    ),
     "recurrent": Case(
         "a recurrent LIF layer on spikes; the input, all weights and constants get gradients",
-        ("gemm", "cpu", "module", "reference", "norse", "norse_module", "jax"),
-        (FORWARD, BOTH),
-        RECURRENT,
+        (
+            *("copy", "matmul", "gemm", "cpu", "module", "reference"),
+            *("norse", "norse_compiled", "norse_module", "jax"),
+        ),
+        TRAINING,
+        (*RECURRENT, (100, 64, 200, 64)),
         _recurrent,
     ),
     "recurrent_memory": Case(
@@ -321,18 +409,37 @@ CASES: dict[str, Case] = {
     ),
     "recurrent_cell": Case(
         "one step of LIFRecurrentCell from a given state; all eleven inputs get gradients",
-        ("module", "reference", "norse_module"),
-        (BOTH,),
+        ("copy", "matmul", "module", "reference", "norse_module"),
+        TRAINING,
         ((1, 256, 784, 100),),
         lambda T, B, input_size, N: (
             Setting(1, B, N, model="recurrent_cell", input_size=input_size),
+        ),
+    ),
+    "three_layers": Case(
+        "three times weights and LIF neurons, on spikes; all weights and constants get gradients",
+        ("copy", "matmul", "cpu", *dict.fromkeys(PER_NEURON_PEERS + TWO_STATE_PEERS)),
+        TRAINING,
+        ((100, 64, 700, 256), (32, 256, 784, 512)),
+        lambda T, B, input_size, N: tuple(
+            Setting(T, B, N, model="three_layers", input_size=input_size, constants=constants)
+            for constants in ("per neuron", "two states")
+        ),
+    ),
+    "notebook": Case(
+        "the network of Norse's notebook: cells in a loop as it has them, or one call per layer",
+        ("copy", "matmul", "cpu", "module", "reference", "norse_module"),
+        TRAINING,
+        ((32, 256, 784, 100),),
+        lambda T, B, input_size, N: (
+            Setting(T, B, N, model="notebook", input_size=input_size, constants="notebook"),
         ),
     ),
     # Of a GPU; the most important ones first.
     "gpu_sequence": Case(
         "a LIF layer with five learnable constants per neuron against the bandwidth of a copy",
         ("copy", "cuda", "cuda_graph", "triton", "triton_graph"),
-        (FORWARD, BOTH, BACKWARD),
+        TRAINING,
         (LARGE,),
         _both_dtypes("per neuron"),
         judge_gpu,
@@ -340,7 +447,10 @@ CASES: dict[str, Case] = {
     ),
     "gpu_recurrent": Case(
         "a recurrent LIF layer against a matrix product and a pointwise function per step",
-        ("cuda", "cuda_graph", "triton", "triton_graph", "mm_fused_graph", "mm_graph", "norse"),
+        (
+            *("copy", "matmul", "cuda", "cuda_graph", "triton", "triton_graph"),
+            *("mm_fused_graph", "mm_graph", "norse"),
+        ),
         (FORWARD, BACKWARD, BOTH),
         ((1000, 32, 200, 512),),
         _recurrent,
@@ -349,7 +459,10 @@ CASES: dict[str, Case] = {
     ),
     "gpu_small": Case(
         "a LIF layer too small to fill a GPU: the time per step, and Norse's",
-        ("cuda", "cuda_graph", "triton", "triton_graph", "norse", "norse_module"),
+        (
+            *("copy", "cuda", "cuda_graph", "triton", "triton_graph"),
+            *("norse", "norse_module", "norse_compiled", "reference_compiled"),
+        ),
         (FORWARD, BOTH),
         (LONG,),
         judge=judge_gpu,
@@ -357,10 +470,33 @@ CASES: dict[str, Case] = {
     ),
     "gpu_spikingjelly": Case(
         "a LIF layer whose constants make it SpikingJelly's, with one state, against its Triton",
-        ("cuda", "triton", "spikingjelly", "cuda_graph", "triton_graph", "spikingjelly_graph"),
+        (
+            *("copy", "cuda", "triton", "spikingjelly"),
+            *("cuda_graph", "triton_graph", "spikingjelly_graph"),
+        ),
         (BOTH, FORWARD),
         (LARGE, LONG),
         _both_dtypes("one state"),
+        judge_gpu,
+        device="cuda",
+    ),
+    "gpu_batch": Case(
+        "ever larger batches: where the bandwidth is reached",
+        ("copy", "cuda", "cuda_graph", "triton_graph"),
+        (FORWARD, BOTH),
+        ((100, 4, 512),),
+        _growing("B", (1, 4, 16, 64, 256, 1024)),
+        judge_gpu,
+        device="cuda",
+    ),
+    "gpu_networks": Case(
+        "three times weights and LIF neurons, on spikes",
+        ("copy", "matmul", "cuda", "cuda_graph", "triton", "reference_compiled", "norse"),
+        (BOTH,),
+        ((100, 256, 700, 1024),),
+        lambda T, B, input_size, N: (
+            Setting(T, B, N, model="three_layers", input_size=input_size),
+        ),
         judge_gpu,
         device="cuda",
     ),

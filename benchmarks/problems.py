@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from limits import MATMUL_SIZE, copied_elements
 from torch import Tensor
 
 import fused_lif
@@ -24,13 +25,23 @@ CONSTANTS = ("tau_syn_inv", "tau_mem_inv", "v_leak", "v_th", "v_reset")
 ONE_STATE = (1000.0, 125.0)  # tau_syn_inv and tau_mem_inv of constants "one state"
 CHANNELS = 32  # of a feature map
 #: The constants with gradients, by what a setting says of them; no others have any.
-LEARNABLE = {"per neuron": CONSTANTS, "per channel": CONSTANTS, "two states": CONSTANTS[:2]}
+LEARNABLE = {
+    "per neuron": CONSTANTS,
+    "per channel": CONSTANTS,
+    "two states": CONSTANTS[:2],
+    "notebook": ("tau_mem_inv", "v_th"),
+}
 #: Share of ones in the input of a recurrent layer. With weights drawn from a normal distribution of
 #: deviation gain / sqrt(columns), 3 to 8 % of its neurons spike at every shape of `cases.py`, and
 #: gradients neither grow nor vanish over time.
 INPUT_RATE, INPUT_GAIN, RECURRENT_GAIN = 0.05, 6.0, 0.5
 #: Weights are multiples of this: sums over spikes are exact, and so the same in every order.
 WEIGHT_UNIT = 2.0**-10
+
+
+#: From x to ``z``, or ``z, v, i``, on a fresh graph.
+Layer = Callable[[Tensor], tuple[Tensor, ...]]
+LayerOf = Callable[["Problem"], Layer]
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,16 @@ class Setting:
         T: Steps.
         B: Batch.
         N: Neurons.
-        model: "lif", "li" or "recurrent", a sequence; "adjoint", a "lif" with that method; "cell" or
-            "recurrent_cell", one step; "encoder", the constant-current encoder.
+        model: "lif", "li" or "recurrent", a sequence; "adjoint", a "lif" with that method; "cell"
+            or "recurrent_cell", one step; "encoder", the constant-current encoder;
+            "three_layers" or "notebook", the networks of `networks.py`.
         dtype: Type of the input, as torch names it; constants and states are float32 for half ones.
         constants: "per neuron", shape ``[N]`` and with gradients; "per channel", the same of a
             feature map, shape ``[C, 1, 1]``; "scalar" and without gradients; "two states", time
             constants per neuron with gradients, rest and reset at 0, as in libraries whose neuron
             has no others; "one state", scalars that make the synaptic current that of the input,
-            as in libraries whose neuron has no other state than the potential.
+            as in libraries whose neuron has no other state than the potential; "notebook",
+            membrane time constants and thresholds per neuron with gradients.
         input: "busy", or "quiet": currents in the first five steps, gradients in the last five,
             and in between values that shrink until they are denormal.
         device: Where the tensors are, "cpu" or "cuda".
@@ -86,6 +99,28 @@ class Setting:
         """Whether it is one step in the middle of a sequence."""
         return self.model in ("cell", "recurrent_cell")
 
+    @property
+    def has_spikes(self) -> bool:
+        """Whether the output is one of spikes, and not of potentials."""
+        return self.model not in ("li", "notebook")
+
+    def of_neurons(self) -> Setting:
+        """Returns the setting of a layer of neurons in a network; others return themselves."""
+        if self.model == "three_layers":
+            return replace(self, model="lif", input_size=None)
+        return replace(self, model="recurrent") if self.model == "notebook" else self
+
+
+def random_spikes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Returns spikes of the rate `INPUT_RATE`."""
+    return (torch.rand(shape, generator=generator) < INPUT_RATE).float()
+
+
+def integer_weights(rows: int, columns: int, gain: float, generator: torch.Generator) -> Tensor:
+    """Returns weights of deviation ``gain / sqrt(columns)``, multiples of `WEIGHT_UNIT`."""
+    drawn = gain * columns**-0.5 * torch.randn(rows, columns, generator=generator)
+    return (drawn / WEIGHT_UNIT).round() * WEIGHT_UNIT
+
 
 class Problem:
     """The tensors of a setting, the same ones every time.
@@ -121,18 +156,14 @@ class Problem:
                 return torch.tensor(mean, dtype=state_dtype, device=s.device)
             return torch.nn.Parameter(value.to(s.device, state_dtype))
 
-        def spikes(shape: tuple[int, ...]) -> Tensor:
-            return (uniform(shape, 0.0, 1.0) < INPUT_RATE).float()
-
         def weights(columns: int, gain: float) -> Tensor:
-            drawn = gain * columns**-0.5 * torch.randn(s.N, columns, generator=generator)
-            value = (drawn / WEIGHT_UNIT).round() * WEIGHT_UNIT
+            value = integer_weights(s.N, columns, gain, generator)
             return torch.nn.Parameter(value.to(s.device, state_dtype))
 
         time = () if s.is_cell or s.model == "encoder" else (s.T,)
         if s.is_recurrent:
             assert s.input_size is not None
-            x = spikes((*time, s.B, s.input_size))
+            x = random_spikes((*time, s.B, s.input_size), generator)
         else:
             low, high = (1.0, 3.0) if s.model == "encoder" else (0.0, 0.6)
             if s.constants == "one state":
@@ -143,7 +174,7 @@ class Problem:
         if s.is_cell:  # in the middle of a sequence
             v, i = uniform(step, 0.0, 1.2), uniform(step, 0.0, 1.0)
         if s.model == "recurrent_cell":
-            z = spikes(step)
+            z = random_spikes(step, generator)
         if s.input == "quiet":
             x[:5] *= 5
             x[5:] = 0
@@ -180,6 +211,10 @@ class Problem:
             self.leaves.pop("tau_syn_inv", None)  # it has no synapse
         for leaf in self.leaves.values():
             leaf.requires_grad_()
+
+    def compose(self, layer_of: LayerOf) -> Layer:
+        """Returns the layer of a candidate; a network chains several."""
+        return layer_of(self)
 
     def backward(self, outputs: tuple[Tensor, ...]) -> None:
         """Runs backward from z, and for a cell, which others follow, from the state too."""
@@ -235,29 +270,28 @@ class Candidate(Protocol):
         """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
 
 
-Layer = Callable[[Tensor], tuple[Tensor, ...]]
-
-
 @dataclass(frozen=True)
 class TorchCandidate:
     """A candidate whose gradients come from torch's autograd.
 
-    ``layer`` maps a problem to a function from its x to ``z``, or ``z, v, i``, on a fresh graph.
+    ``layer`` makes the neurons of a problem.
     """
 
     name: str
-    layer: Callable[[Problem], Layer]
+    layer: LayerOf
     reasons: Callable[[Setting], list[str]] = lambda setting: []
     modes: tuple[str, ...] = (FORWARD, BACKWARD, BOTH, INFERENCE)
     exact: bool = True
 
     def reasons_against(self, setting: Setting, mode: str) -> list[str]:
         """Returns why it cannot run; empty if it can."""
-        return self.reasons(setting) if mode in self.modes else [f"has no mode {mode!r}"]
+        if mode not in self.modes:
+            return [f"has no mode {mode!r}"]
+        return self.reasons(setting.of_neurons())
 
     def call(self, problem: Problem, mode: str) -> Call:
         """Returns what to time; gradients of the repetition before are dropped off the clock."""
-        layer, x = self.layer(problem), problem.x
+        layer, x = problem.compose(self.layer), problem.x
         leaves, backward = tuple(problem.leaves.values()), problem.backward
 
         def drop_gradients() -> None:
@@ -288,7 +322,7 @@ class TorchCandidate:
         """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
         for leaf in problem.leaves.values():
             leaf.grad = None
-        outputs = dict(zip("zvi", self.layer(problem)(problem.x), strict=False))
+        outputs = dict(zip("zvi", problem.compose(self.layer)(problem.x), strict=False))
         if mode in (BACKWARD, BOTH):
             problem.backward(tuple(outputs.values()))
         gradients = {
@@ -329,9 +363,17 @@ class Yardstick:
 
 
 def _copy(problem: Problem, mode: str) -> Callable[[], Any]:
-    """``Tensor.copy_`` between two buffers of the size of x: the speed of memory, for the floor."""
-    source, target = problem.x.detach().clone(), torch.zeros_like(problem.x)
+    """``Tensor.copy_`` between two buffers of `copied_elements`: the speed of memory."""
+    elements = copied_elements(problem.setting)
+    source, target = (torch.zeros(elements, dtype=problem.x.dtype) for _ in range(2))
+    source, target = source.to(problem.x.device), target.to(problem.x.device)
     return lambda: target.copy_(source)
+
+
+def _matmul(problem: Problem, mode: str) -> Callable[[], Any]:
+    """A square product in float32: the rate of multiplications."""
+    a, b, out = (torch.ones(MATMUL_SIZE, MATMUL_SIZE, device=problem.x.device) for _ in range(3))
+    return lambda: torch.mm(a, b, out=out)
 
 
 def _gemm(problem: Problem, mode: str) -> Callable[[], Any]:
@@ -363,11 +405,13 @@ def _gemm(problem: Problem, mode: str) -> Callable[[], Any]:
     return {FORWARD: forward, BOTH: both}[mode]
 
 
-def functional_layer(backend: str | None) -> Callable[[Problem], Layer]:
+def functional_layer(backend: str | None) -> LayerOf:
     """Our functions with one backend, or that of the device; a cell is a sequence of one step."""
 
     def build(problem: Problem) -> Layer:
         model = problem.setting.model
+        if model == "notebook":
+            return problem.sequence(backend)
         p, functional = problem.parameters(fused_lif), fused_lif.functional
         if model == "encoder":
             encode = functional.encode.constant_current_lif_encode
@@ -401,6 +445,8 @@ _MODULES = {
 def module_layer(problem: Problem, library: Any) -> Layer:
     """The modules of Norse or ours; ours choose the backend themselves."""
     setting = problem.setting
+    if setting.model == "notebook":
+        return problem.cells(library)
     sizes = (setting.input_size, setting.N) if setting.is_recurrent else ()
     options = problem.weights | {"autapses": True} if setting.is_recurrent else {}
     module = getattr(library, _MODULES[setting.model])
@@ -456,10 +502,11 @@ CANDIDATES: dict[str, Candidate] = {
         TorchCandidate("module", _module, _reasons_against_backend()),
         TorchCandidate("operator", _operator, _reasons_against_backend(), _OPERATOR_MODES),
         REFERENCE,
-        Yardstick("copy", _copy, (FORWARD, BACKWARD, BOTH)),
+        Yardstick("copy", _copy, (FORWARD, BACKWARD, BOTH, INFERENCE)),
+        Yardstick("matmul", _matmul, (FORWARD, BACKWARD, BOTH, INFERENCE)),
         Yardstick("gemm", _gemm),
     )
 }
-YARDSTICKS = ("copy", "gemm", "mm_graph", "mm_fused_graph")
+YARDSTICKS = ("copy", "matmul", "gemm", "mm_graph", "mm_fused_graph")
 #: Those that targets are about; the others are compared with the first of them in a case.
 OURS = (*_FUSED, "module", "cuda_graph", "triton_graph")

@@ -31,6 +31,8 @@ from cases import CASES, PEAK, SAVED, Case, Row, Shape, Verdict, quick
 from clock import event_seconds, host_seconds, measure, quantiles_ms
 from compare import RAISES, WrongResultError, describe, verify
 from graphs import GRAPHS
+from limits import least_bytes, least_ms
+from networks import make_problem
 from peers import OPTIONAL, PEERS
 from plot import REMARKS, sizes, slug
 from problems import (
@@ -57,6 +59,9 @@ FIELDS = (
     *("malloc", "commit", "uncommitted", "versions", "device", "date"),
 )
 LEFT_OUT = "left out without --peers"
+#: Elements of the largest output that is compared: the reference keeps dozens of times as much.
+#: Cases that grow beyond it are compared at their smaller sizes.
+LARGEST_COMPARED = 2**25
 GPU_BACKENDS = ("cuda", "triton")  # take the place of "cpu" on a GPU
 
 # glibc maps fresh memory for every tensor above 32 MiB; faulting it in costs more than the kernels,
@@ -99,11 +104,9 @@ def _resident_bytes(field: str) -> int:
 
 def peak_here(candidate: Candidate, setting: Setting, mode: str) -> int:
     """Returns how far resident memory rises above that with the inputs in place."""
-    T, B, N = quick((setting.T, setting.B, setting.N))
-    small = replace(setting, T=T, B=B, N=N)
-    warm_up = candidate.call(Problem(small), mode)
+    warm_up = candidate.call(make_problem(quick(setting)), mode)
     warm_up.run(warm_up.before())
-    call = candidate.call(Problem(setting), mode)
+    call = candidate.call(make_problem(setting), mode)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM afresh
     before = _resident_bytes("VmRSS")
@@ -116,6 +119,7 @@ def peak_here(candidate: Candidate, setting: Setting, mode: str) -> int:
 def peak_memory(candidate: Candidate, setting: Setting, mode: str, threads: int) -> int | str:
     """Returns `peak_here` of a fresh process, or an empty string where it cannot be measured."""
     question = json.dumps([candidate.name, asdict(setting), mode])
+    threads = setting.threads or threads
     command = [sys.executable, __file__, "--threads", str(threads), "--peak-of", question]
     environment = {k: v for k, v in os.environ.items() if k not in MALLOC}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -136,10 +140,10 @@ class Runner:
     """
 
     def __init__(
-        self, out: Path, device: str, threads: int, budget: float, peers: bool, memory: bool
+        self, out: Path, device: str, threads: int, budget: float, peers: bool, is_quick: bool
     ) -> None:
         self.out, self.device, self.threads, self.budget = out, device, threads, budget
-        self.peers, self.memory = peers, memory
+        self.peers, self.is_quick = peers, is_quick
         self.absences: list[Absence] = []
         self.failures: list[str] = []
         self.clock = event_seconds if device == "cuda" else host_seconds
@@ -151,6 +155,7 @@ class Runner:
         for shape in case.shapes:
             try:
                 block = [replace(s, device=self.device) for s in case.block(*shape)]
+                block = [quick(s) for s in block] if self.is_quick else block
                 groups += self._run_block(name, case, block)
             except WrongResultError as error:
                 self.failures.append(f"{name} {shape}: {error}")
@@ -168,10 +173,12 @@ class Runner:
         needs_gradient = {BOTH, BACKWARD, SAVED, PEAK} & set(case.modes)
         entries = []
         for setting in block:
-            problem = Problem(setting)
+            problem = make_problem(setting)
             present = (self._present(name, n, case, setting) for n in self._names(case))
             candidates = [c for c in present if c]
-            found = verify(candidates, problem, BOTH if needs_gradient else FORWARD)
+            found = {}
+            if problem.grad_z.numel() <= LARGEST_COMPARED:
+                found = verify(candidates, problem, BOTH if needs_gradient else FORWARD)
             for candidate in candidates:
                 if not (differs := found.get(candidate.name)):
                     entries.append((candidate, problem))
@@ -220,20 +227,24 @@ class Runner:
             budget = self.budget / (len(case.shapes) * len(case.modes))
             calls, entries = self._calls(name, mode, entries)
             samples = measure(calls, budget, self.clock)
+            torch.set_num_threads(self.threads)
             times = [quantiles_ms(s) | {"repeats": len(s)} for s in samples]
         for (candidate, problem), columns in zip(entries, times, strict=True):
-            setting = {k: v for k, v in asdict(problem.setting).items() if k in FIELDS}
-            row = dict.fromkeys(FIELDS, "") | setting | self.facts | columns
-            row |= {"case": name, "backend": candidate.name, "mode": mode, "load": load}
+            setting = problem.setting
+            row = dict.fromkeys(FIELDS, "") | {
+                k: v for k, v in asdict(setting).items() if k in FIELDS
+            }
+            row |= self.facts | columns | {"case": name, "backend": candidate.name, "mode": mode}
+            row |= {"load": load, "threads": setting.threads or self.threads}
             if mode == SAVED:
                 row["memory_bytes"] = saved_bytes(candidate, problem)
             elif mode == PEAK or (
                 case.memory and mode != BACKWARD and candidate.name not in YARDSTICKS
             ):
-                row["memory_bytes"] = self._peak(candidate, problem.setting, _timed(mode))
-            if row["median_ms"] != "" or row["memory_bytes"] != "":
-                rows.append(row)
-        return rows
+                row["memory_bytes"] = self._peak(candidate, setting, _timed(mode))
+            rows.append(row)
+        add_limits(rows, [problem.setting for _, problem in entries])
+        return [row for row in rows if row["median_ms"] != "" or row["memory_bytes"] != ""]
 
     def _calls(
         self, name: str, mode: str, entries: list[tuple[Candidate, Problem]]
@@ -242,7 +253,7 @@ class Runner:
         calls, able = [], []
         for candidate, problem in entries:
             try:
-                calls.append(candidate.call(problem, mode))
+                calls.append(_with_threads(candidate.call(problem, mode), problem.setting.threads))
             except Exception as error:
                 reason = f"{RAISES}{describe(error)}, in mode {mode}"
                 self._leave_out(name, candidate, reason)
@@ -251,15 +262,50 @@ class Runner:
         return calls, able
 
     def _peak(self, candidate: Candidate, setting: Setting, mode: str) -> int | str:
-        if not self.memory:
+        if self.is_quick:
             return ""
         if self.device == "cpu":
             return peak_memory(candidate, setting, mode, self.threads)
-        call = candidate.call(Problem(setting), mode)
+        call = candidate.call(make_problem(setting), mode)
         argument, before = call.before(), torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call.run(argument)
         return torch.cuda.max_memory_allocated() - before
+
+
+def _with_threads(call: Call, threads: int | None) -> Call:
+    """Returns a call that sets torch's number of threads before its clock starts."""
+    if threads is None:
+        return call
+
+    def before() -> Any:
+        torch.set_num_threads(threads)
+        return call.before()
+
+    return call._replace(before=before)
+
+
+def add_limits(rows: list[Row], settings: list[Setting]) -> None:
+    """Fills in the limit of each row from those of "copy" and "matmul" of the same setting."""
+    measured = {
+        (row["backend"], setting): row["median_ms"]
+        for row, setting in zip(rows, settings, strict=True)
+        if row["backend"] in ("copy", "matmul")
+    }
+    for row, setting in zip(rows, settings, strict=True):
+        copy, matmul = (measured.get((name, setting)) for name in ("copy", "matmul"))
+        if row["median_ms"] == "":
+            if row["memory_bytes"]:
+                row["of_limit"] = _rounded(least_bytes(setting, row["mode"]) / row["memory_bytes"])
+        elif copy and row["backend"] not in YARDSTICKS:
+            limit = least_ms(setting, row["mode"], copy, matmul)
+            if limit is not None:
+                row["limit_ms"] = _rounded(limit)
+                row["of_limit"] = _rounded(limit / row["median_ms"])
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _timed(mode: str) -> str:
@@ -359,7 +405,7 @@ Judged = list[tuple[list[Row], list[Verdict | None]]]
 
 def print_table(judged: Judged, absences: list[Absence]) -> None:
     """Prints all rows with their ratios, then what is absent."""
-    line = "{:<21}{:<22}{:<17}{:<17}{:>10} {:<22}{:>6}{:>8}  {}"
+    line = "{:<21}{:<22}{:<17}{:<19}{:>10} {:<22}{:>6}{:>8}{:>10}  {}"
     names = (
         "case",
         "(T, B, N)",
@@ -369,6 +415,7 @@ def print_table(judged: Judged, absences: list[Absence]) -> None:
         "(20 %, 80 %)",
         "n",
         "MB",
+        "of limit",
         "ratio",
     )
     print(line.format(*names))
@@ -385,6 +432,7 @@ def print_table(judged: Judged, absences: list[Absence]) -> None:
                 f"({row['q20_ms']}, {row['q80_ms']})" if timed else "",
                 row["repeats"],
                 "" if memory == "" else f"{memory / 1e6:.1f}",
+                row["of_limit"],
                 verdict or "",
             )
             print(line.format(*map(str, cells)))
@@ -484,7 +532,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit("--quick needs --out: its numbers mean nothing")
     out = options.out or ROOT / "results" / f"{slug(device_name(options.device))}.csv"
     budget = min(options.budget, 1.0) if options.quick else options.budget
-    runner = Runner(out, options.device, options.threads, budget, options.peers, not options.quick)
+    runner = Runner(out, options.device, options.threads, budget, options.peers, options.quick)
     judged: Judged = []
     names = options.case or [n for n, case in CASES.items() if case.device == options.device]
     start = time.monotonic()
@@ -497,7 +545,7 @@ def main(argv: list[str] | None = None) -> int:
         runner.budget = min(budget, 0.5 * left / (len(names) - k))
         own = CASES[name].shapes
         shapes = tuple(s for s in options.shape or () if len(s) == len(own[0])) or own
-        case = replace(CASES[name], shapes=tuple(map(quick, shapes)) if options.quick else shapes)
+        case = replace(CASES[name], shapes=shapes)
         print(f"{name} ...", file=sys.stderr)
         judged += [(group, judge(name, case, group)) for group in runner.run(name, case)]
         if options.report:
