@@ -103,8 +103,10 @@ $(VENV)/.test: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
 	$(INSTALL) -e ".[test,examples,triton]"
 	touch $@
 
+# What these libraries ask for besides (samna, tensorboard, torchaudio) is not needed here.
 $(VENV)/.bench: $(CONSTRAINT) setup.py pyproject.toml $(CXX_FILES)
-	$(INSTALL) -e ".[benchmarks]" jax
+	$(INSTALL) -e ".[benchmarks]" jax loguru pbr
+	$(PIP) install --no-deps snntorch==1.0.0 sinabs==3.1.3 spikingjelly==2.0.0
 	touch $@
 
 $(VENV)/.cuda: $(VENV)/.test  # cuobjdump does not come with every nvcc

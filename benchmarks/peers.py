@@ -1,25 +1,24 @@
 """Candidates that are not ours: an adapter per library, and why it is absent where it is.
 
 Every adapter computes the same thing as our reference: `run.py` compares outputs and gradients
-before it starts the clock, and drops a peer that differs.
+before it starts the clock, and drops a peer that differs. Sequences come out in the type of x.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from graphs import Graphed
+from graphs import Graphed, compiled
+from peers_jax import JaxScan
 from problems import (
     ALPHA,
-    BOTH,
     DT,
-    FORWARD,
-    Call,
+    LEARNABLE,
     Candidate,
     Layer,
     Problem,
@@ -29,35 +28,69 @@ from problems import (
 )
 from torch import Tensor
 
+import fused_lif
 
-def _needs(package: str, *models: str) -> Callable[[Setting], list[str]]:
+Reasons = Callable[[Setting], list[str]]
+Step = Callable[..., Any]
+
+#: How many graphs of one function torch.compile keeps, instead of 8. A setting takes three: without
+#: gradients, and with them the first step, whose state has none, and all later ones.
+GRAPHS_OF_A_STEP = 128
+
+
+def _needs(package: str, *models: str, constants: tuple[str, ...] = ()) -> Reasons:
+    """Returns what asks for a package, and for one of these models and constants (none: any)."""
+
     def reasons(setting: Setting) -> list[str]:
         if find_spec(package) is None:
             return [f"{package} is not installed"]
         if setting.model not in models:
             return [f"has no model {setting.model!r} here"]
+        if constants and setting.constants not in constants:
+            able = " or ".join(map(repr, constants))
+            return [f"takes only constants {able}, not {setting.constants!r}"]
         return []
 
     return reasons
 
 
-def _norse(problem: Problem) -> Layer:
-    """Norse's functions for one step, in a loop over ``x.unbind(0)``: linear in T."""
-    import norse.torch as norse
+def _needs_norse(*models: str) -> Reasons:
+    installed = _needs("norse", *models)
 
-    functional = norse.functional
-    setting = problem.setting
-    if setting.model == "encoder":
-        encode = functional.encode.constant_current_lif_encode
-        p = problem.parameters(norse)
-        return lambda x: (encode(x, setting.T, p, DT),)
-    if setting.model == "li":
-        library: Any = functional.leaky_integrator
-        step = library.li_feed_forward_step
-    else:
-        library = functional.lif
-        step = library.lif_step if setting.is_recurrent else library.lif_feed_forward_step
-    p, start = problem.parameters(library), problem.state(library)
+    def reasons(setting: Setting) -> list[str]:
+        if found := installed(setting):
+            return found
+        if setting.model == "adjoint" and setting.constants in LEARNABLE:
+            return [f"its adjoint has no gradients of constants, as {setting.constants!r} need"]
+        return _of_one_type(setting)
+
+    return reasons
+
+
+def _of_one_type(setting: Setting) -> list[str]:
+    if setting.is_recurrent and setting.dtype in ("float16", "bfloat16"):
+        return [f"its products take one type: weights are float32, the input is {setting.dtype}"]
+    return []
+
+
+def _step(functional: Any, problem: Problem) -> tuple[Step, Any, Any]:
+    """Returns the function for one step, its constants, and the state before the first.
+
+    ``functional`` is that of Norse or ours: the names are the same.
+    """
+    model, lif = problem.setting.model, functional.lif
+    if model == "li":
+        li = functional.leaky_integrator
+        return li.li_feed_forward_step, problem.parameters(li), problem.state(li)
+    p, state = problem.parameters(lif), problem.state(lif)
+    if model == "adjoint":  # its forward pass is that of a surrogate, which Norse asks for
+        adjoint = functional.adjoint.lif_adjoint
+        return adjoint.lif_feed_forward_adjoint_step, p._replace(method="super"), state
+    return lif.lif_step if model == "recurrent" else lif.lif_feed_forward_step, p, state
+
+
+def _loop(problem: Problem, step: Step, p: Any, start: Any) -> Layer:
+    """A function for one step in a loop over ``x.unbind(0)``: linear in T."""
     weights = tuple(problem.weights.values())
 
     def layer(x: Tensor) -> tuple[Tensor, ...]:
@@ -65,26 +98,131 @@ def _norse(problem: Problem) -> Layer:
         for x_t in x.unbind(0):
             z, state = step(x_t, state, *weights, p, DT)
             outputs.append(z)
-        return torch.stack(outputs), state.v, state.i
+        return torch.stack(outputs).to(x.dtype), state.v, state.i
 
     return layer
+
+
+def _compiled_loop(problem: Problem, step: Step, p: Any, start: Any) -> Layer:
+    """The same with a compiled step; to compile the loop would take a time that grows with T.
+
+    A step is one graph, surrogate included, Norse's as ours. Two steps make all graphs, before it
+    returns.
+    """
+    torch._dynamo.config.recompile_limit = GRAPHS_OF_A_STEP
+    layer, x = _loop(problem, compiled(step), p, start), problem.x[:2]
+    with torch.no_grad():
+        layer(x)
+    z, *_ = layer(x)
+    torch.autograd.grad(z, tuple(problem.leaves.values()), torch.ones_like(z), allow_unused=True)
+    return layer
+
+
+def _norse(problem: Problem) -> Layer:
+    from norse.torch import functional
+
+    if problem.setting.model == "encoder":
+        encode = functional.encode.constant_current_lif_encode
+        p = problem.parameters(functional.lif)
+        return lambda x: (encode(x, problem.setting.T, p, DT),)
+    return _loop(problem, *_step(functional, problem))
+
+
+def _norse_compiled(problem: Problem) -> Layer:
+    from norse.torch import functional
+
+    return _compiled_loop(problem, *_step(functional, problem))
+
+
+def _reference_compiled(problem: Problem) -> Layer:
+    step, *arguments = _step(fused_lif.functional, problem)
+    return _compiled_loop(problem, partial(step, backend="reference"), *arguments)
 
 
 def _norse_module(problem: Problem) -> Layer:
     """Norse's modules from a given state; without one, release 1.1.0 fails for ``v_leak [N]``."""
     import norse.torch as norse
 
-    return module_layer(problem, norse)
+    layer = module_layer(problem, norse)
+
+    def in_type_of_x(x: Tensor) -> tuple[Tensor, ...]:
+        z, *state = layer(x)
+        return z.to(x.dtype), *state
+
+    return in_type_of_x
 
 
-def _needs_one_state(setting: Setting) -> list[str]:
-    if setting.constants != "one state":
-        return ["its neuron has one state and scalar constants without gradients"]
-    return _needs("spikingjelly", "lif")(setting)
+def _snntorch(problem: Problem) -> Layer:
+    """``Synaptic`` of snnTorch, told to reset in the step of the spike, in a loop over steps.
+
+    Its ``syn`` is ``dt * tau_mem_inv`` times our current after the input, so that ``mem`` is our
+    potential: x is multiplied once for all steps.
+    """
+    import snntorch
+
+    c, v, i = problem.constants, problem.v, problem.i
+    neurons = snntorch.Synaptic(
+        alpha=1.0,
+        beta=1.0,
+        threshold=c["v_th"],
+        spike_grad=snntorch.surrogate.fast_sigmoid(slope=ALPHA),
+        reset_mechanism="zero",
+        reset_delay=False,
+    ).to(v.device)
+    snntorch.SpikingNeuron.init()  # forgets them; a list of all neurons would keep their graphs
+
+    def layer(x: Tensor) -> tuple[Tensor, ...]:
+        a = DT * c["tau_mem_inv"]
+        neurons.alpha, neurons.beta = 1 - DT * c["tau_syn_inv"], 1 - a
+        syn, mem, spikes = i, v, []
+        for x_t in (a * x.to(v.dtype)).unbind(0):
+            z, syn, mem = neurons(x_t, syn, mem)
+            spikes.append(z)
+        neurons.reset_mem()  # lets go of the graph
+        return torch.stack(spikes).to(x.dtype), mem
+
+    return layer
+
+
+def _sinabs(problem: Problem) -> Layer:
+    """Sinabs' LIF sequence, in its layout ``[B, T, ...]``.
+
+    Its ``i_syn`` decays before it is used: with x divided by the decay, once for all steps, it is
+    our current after the input. Its own `MembraneReset` passes no gradient on; ours takes its
+    place, as does the surrogate.
+    """
+    from sinabs.activation import SingleSpike
+    from sinabs.layers.functional import lif_forward
+
+    c, v, i = problem.constants, problem.v, problem.i
+
+    def reset(spikes: Tensor, state: dict[str, Tensor], v_th: Tensor) -> dict[str, Tensor]:
+        return state | {"v_mem": (1 - spikes) * state["v_mem"]}
+
+    def surrogate(v_mem: Tensor, v_th: Tensor) -> Tensor:
+        return 1 / (ALPHA * (v_mem - v_th).abs() + 1) ** 2
+
+    def layer(x: Tensor) -> tuple[Tensor, ...]:
+        alpha_mem, alpha_syn = 1 - DT * c["tau_mem_inv"], 1 - DT * c["tau_syn_inv"]
+        z, state, _ = lif_forward(
+            x.to(v.dtype).transpose(0, 1) / alpha_syn,
+            alpha_mem,
+            alpha_syn,
+            {"v_mem": v, "i_syn": i},
+            c["v_th"],
+            SingleSpike,
+            reset,
+            surrogate,
+            min_v_mem=None,
+            norm_input=True,
+        )
+        return z.transpose(0, 1).to(x.dtype), state["v_mem"]
+
+    return layer
 
 
 def _spikingjelly(problem: Problem) -> Layer:
-    """SpikingJelly's LIF sequence; on a GPU, its Triton kernels.
+    """SpikingJelly's LIF sequence; on a GPU, its Triton kernels, on the CPU a loop in torch.
 
     ``h = v + (x - (v - v_reset)) / tau`` is our potential for constants "one state", with
     ``tau = 1 / (dt * tau_mem_inv)``. Release 2.0 chooses the kernels itself, unless this variable
@@ -104,121 +242,41 @@ def _spikingjelly(problem: Problem) -> Layer:
     return layer
 
 
-@cache
-def _jax_functions() -> dict[str, Callable[..., Any]]:
-    """Returns the LIF layer as a `jax.lax.scan`, alone and with the gradients for a ``grad_z``.
-
-    ``p`` has the constants by name, and for a recurrent layer the weights, which multiply the input
-    of all steps at once and the spikes step by step; the reset of one passes no gradient on.
-    `jax.vjp` is what `jax.value_and_grad` calls; it spares jax a loss that torch does not compute.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    @jax.custom_jvp
-    def spike(s: Any) -> Any:
-        return (s > 0).astype(s.dtype)
-
-    @spike.defjvp
-    def spike_jvp(primals: Any, tangents: Any) -> Any:
-        (s,), (s_dot,) = primals, tangents
-        return spike(s), s_dot / (jnp.abs(s) + 1) ** 2  # "super" with alpha = 1
-
-    def forward(x: Any, p: Any, v: Any, i: Any, z: Any) -> Any:
-        is_recurrent = "recurrent_weights" in p
-        if is_recurrent:
-            x, recurrent_weights = x @ p["input_weights"].T, p["recurrent_weights"].T
-
-        def step(state: Any, x_t: Any) -> Any:
-            v, i, z = state
-            i_jump = i + x_t
-            if is_recurrent:
-                i_jump = i_jump + z @ recurrent_weights
-            v_decayed = v + DT * p["tau_mem_inv"] * ((p["v_leak"] - v) + i_jump)
-            z = spike(v_decayed - p["v_th"])
-            resets = jax.lax.stop_gradient(z) if is_recurrent else z
-            v = (1 - resets) * v_decayed + resets * p["v_reset"]
-            i = i_jump - DT * p["tau_syn_inv"] * i_jump
-            return (v, i, z if is_recurrent else None), z
-
-        (v, i, _), z = jax.lax.scan(step, (v, i, z if is_recurrent else None), x)
-        return z, v, i
-
-    def both(x: Any, p: Any, v: Any, i: Any, z: Any, grad_z: Any) -> Any:
-        spikes, pullback = jax.vjp(lambda x, p: forward(x, p, v, i, z)[0], x, p)
-        return spikes, pullback(grad_z)
-
-    return {FORWARD: forward, BOTH: both}
-
-
-class JaxScan:
-    """The same equations as a jitted `jax.lax.scan`, compiled before the clock starts.
-
-    ``unroll`` stays 1: 4 and 8 were two to five times slower.
-    """
-
-    name = "jax"
-    exact = False  # XLA may fuse a multiply and an add, which can move a spike
-
-    def reasons_against(self, setting: Setting, mode: str) -> list[str]:
-        """Returns why it cannot run; empty if it can."""
-        if reasons := _needs("jax", "lif", "recurrent")(setting):
-            return reasons
-        if (setting.dtype, setting.constants) != ("float32", "per neuron"):
-            return ["only float32 with constants per neuron here"]
-        return (
-            []
-            if mode in (FORWARD, BOTH)
-            else [f"has no mode {mode!r}: one jitted function does both"]
-        )
-
-    def _compiled(self, problem: Problem, mode: str) -> Callable[[], Any]:
-        import jax
-
-        def to_jax(value: Tensor) -> Any:
-            return jax.numpy.asarray(value.detach().cpu().numpy())
-
-        p = {name: to_jax(q) for name, q in (problem.constants | problem.weights).items()}
-        arguments = [to_jax(problem.x), p, *map(to_jax, (problem.v, problem.i, problem.z))]
-        if mode == BOTH:
-            arguments.append(to_jax(problem.grad_z))
-        compiled = jax.jit(_jax_functions()[mode]).lower(*arguments).compile()
-        return lambda: jax.block_until_ready(compiled(*arguments))
-
-    def call(self, problem: Problem, mode: str) -> Call:
-        """Returns what to time."""
-        compiled = self._compiled(problem, mode)
-        return Call(lambda _: compiled())
-
-    def results(self, problem: Problem, mode: str) -> dict[str, Tensor]:
-        """Returns "z", "v", "i" and "grad <leaf>", to be compared with the reference."""
-        import numpy as np
-
-        def to_torch(value: Any) -> Tensor:
-            return torch.from_numpy(np.array(value))
-
-        if mode == FORWARD:
-            return dict(zip("zvi", map(to_torch, self._compiled(problem, mode)()), strict=True))
-        z, (grad_x, grad_p) = self._compiled(problem, mode)()
-        gradients = {f"grad {name}": to_torch(g) for name, g in (grad_p | {"x": grad_x}).items()}
-        return {"z": to_torch(z)} | gradients
-
-
-_SPIKINGJELLY = TorchCandidate("spikingjelly", _spikingjelly, _needs_one_state, exact=False)
+_NO_REST = ("two states", "scalar")  # at 0 there are neither rest nor reset
+_SEQUENCES = ("lif", "li", "recurrent")
+_SPIKINGJELLY = TorchCandidate(
+    "spikingjelly",
+    _spikingjelly,
+    _needs("spikingjelly", "lif", constants=("one state",)),
+    exact=False,
+)
 #: The peers by the name in the column "backend".
 PEERS: dict[str, Candidate] = {
     c.name: c
     for c in (
-        TorchCandidate("norse", _norse, _needs("norse", "lif", "li", "encoder", "recurrent")),
+        TorchCandidate("norse", _norse, _needs_norse(*_SEQUENCES, "adjoint", "encoder")),
         TorchCandidate(
             "norse_module",
             _norse_module,
-            _needs("norse", "lif", "cell", "recurrent", "recurrent_cell"),
+            _needs_norse("lif", "cell", "recurrent", "recurrent_cell"),
         ),
+        TorchCandidate("norse_compiled", _norse_compiled, _needs_norse(*_SEQUENCES), exact=False),
+        TorchCandidate(
+            "reference_compiled",
+            _reference_compiled,
+            _needs("torch", *_SEQUENCES),
+            exact=False,
+        ),
+        TorchCandidate(
+            "snntorch", _snntorch, _needs("snntorch", "lif", constants=_NO_REST), exact=False
+        ),
+        TorchCandidate("sinabs", _sinabs, _needs("sinabs", "lif", constants=_NO_REST), exact=False),
         _SPIKINGJELLY,
         Graphed(_SPIKINGJELLY),
-        JaxScan(),
+        JaxScan(_needs("jax", "lif", "recurrent")),
     )
 }
 #: Those that are measured with ``--peers`` only.
 OPTIONAL = ("jax",)
+#: The distributions that a row names with their versions.
+PACKAGES = ("norse", "jax", "snntorch", "sinabs", "spikingjelly")

@@ -33,7 +33,7 @@ from compare import RAISES, WrongResultError, describe, verify
 from graphs import GRAPHS
 from limits import least_bytes, least_ms
 from networks import make_problem
-from peers import OPTIONAL, PEERS
+from peers import OPTIONAL, PACKAGES, PEERS
 from plot import REMARKS, sizes, slug
 from problems import (
     BACKWARD,
@@ -355,8 +355,7 @@ def _version(package: str) -> str:
 def facts(device: str) -> Row:
     """Returns the columns that are the same in all rows of a run."""
     commit, uncommitted = _commit()
-    packages = ["fused_lif", "torch", "norse", "jax", "triton"]
-    packages += ["spikingjelly"] if device == "cuda" else []
+    packages = ["fused_lif", "torch", "triton", *PACKAGES]
     versions = [f"{p}={_version(p)}" for p in packages]
     if device == "cuda":
         versions.append(f"cuda={torch.version.cuda}")

@@ -12,7 +12,6 @@ import cases
 import clock
 import compare
 import graphs
-import peers
 import plot
 import problems
 import pytest
@@ -288,15 +287,6 @@ def test_the_yardstick_of_recurrent_layers_computes_the_same(monkeypatch):
     assert compare.differences(actual, expected, problems.REFERENCE, problem.setting) == []
     for mode in ("forward", "backward", "forward_backward"):
         graphs.GRAPHS["mm_graph"].call(problem, mode).run(None)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_spikingjelly_computes_ours_with_one_state(dtype):
-    pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
-    setting = problems.Setting(100, 3, 50, constants="one state", dtype=dtype)
-    peer = peers.PEERS["spikingjelly"]
-    assert peer.reasons_against(setting, "forward_backward") == []
-    assert compare.verify([peer], problems.Problem(setting), "forward_backward") == {peer.name: []}
 
 
 def test_one_state_is_busy_and_its_current_is_the_input():
