@@ -20,7 +20,7 @@ CXX_FILES = $(foreach folder,csrc csrc/cpu csrc/cuda tests/cpp $(addprefix tests
 SANITIZED := build/sanitized
 CUDA := build/cuda
 
-.PHONY: demo test setup check format lint bench gpu tune sanitize package cuda-check triton-check clean
+.PHONY: demo test setup check format lint bench report gpu tune sanitize package cuda-check triton-check clean
 
 demo: $(VENV)/.examples  ## trains spiking networks with learnable neuron constants, draws plots
 	$(BIN)/python examples/parameter_learning.py $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -46,6 +46,9 @@ format: $(VENV)/.dev  ## formats the code
 
 bench: $(VENV)/.bench  ## measures, and appends rows to benchmarks/results
 	$(BIN)/python benchmarks/run.py --peers $(ARGS)
+
+report: $(VENV)/.bench  ## writes the reports, figures and README tables from the rows
+	$(BIN)/python benchmarks/report.py
 
 gpu:  ## with the Python that is there: builds, tests, sanitizes and measures on a GPU, in 9 minutes
 	$(PYTHON) benchmarks/gpu.py $(ARGS)

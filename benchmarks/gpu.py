@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plot import slug
+from rows import slug
 
 ROOT = Path(__file__).resolve().parent
 REPOSITORY = ROOT.parent

@@ -2,8 +2,8 @@
 
 A layer must move its input and its output once, and a layer with weights must multiply. How fast
 the machine copies and multiplies is measured in turns with the layers, by the candidates "copy" and
-"matmul". What a layer moves besides (checkpoints, constants, weights, products on the way) is not in
-the limit. Products are counted dense: a layer that adds only the weights of spikes can be faster.
+"matmul". What a layer moves besides (checkpoints, constants, weights, products on the way) is not
+in the limit. Products are counted dense: a layer that adds only weights of spikes can be faster.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from rows import COPIED_BYTES, MATMUL_SIZE
 
 if TYPE_CHECKING:
     from problems import Setting
-
-#: Bytes that "copy" reads at least: shorter copies show the time of a call.
-COPIED_BYTES = 2**20
-#: Rows and columns of the matrices of "matmul", in float32.
-MATMUL_SIZE = 1024
 
 
 class Work(NamedTuple):

@@ -34,7 +34,6 @@ from graphs import GRAPHS
 from limits import least_bytes, least_ms
 from networks import make_problem
 from peers import OPTIONAL, PACKAGES, PEERS
-from plot import REMARKS, sizes, slug
 from problems import (
     BACKWARD,
     BOTH,
@@ -46,18 +45,13 @@ from problems import (
     Problem,
     Setting,
 )
+from rows import FIELDS, remarks, sizes, slug
 from torch import Tensor
 
 import fused_lif
 
 ROOT = Path(__file__).resolve().parent
 ALL_CANDIDATES = CANDIDATES | GRAPHS | PEERS
-FIELDS = (
-    *("case", "backend", "mode", "T", "B", "N", "input_size", "dtype", "constants", "input"),
-    *("median_ms", "q20_ms", "q80_ms", "repeats", "memory_bytes", "limit_ms", "of_limit"),
-    *("threads", "load"),
-    *("malloc", "commit", "uncommitted", "versions", "device", "date"),
-)
 LEFT_OUT = "left out without --peers"
 #: Elements of the largest output that is compared: the reference keeps dozens of times as much.
 #: Cases that grow beyond it are compared at their smaller sizes.
@@ -421,12 +415,11 @@ def print_table(judged: Judged, absences: list[Absence]) -> None:
     for group, verdicts in judged:
         for row, verdict in zip(group, verdicts, strict=True):
             timed, memory = row["median_ms"] != "", row["memory_bytes"]
-            remarks = {row["dtype"], row["constants"], row["input"]}
             cells = (
                 row["case"],
                 f"({sizes(row)})",
                 row["mode"],
-                " ".join([row["backend"], *sorted(remarks & REMARKS)]),
+                " ".join([row["backend"], *remarks(row)]),
                 row["median_ms"],
                 f"({row['q20_ms']}, {row['q80_ms']})" if timed else "",
                 row["repeats"],
@@ -449,7 +442,6 @@ def markdown(judged: Judged, absences: list[Absence], failures: list[str]) -> st
         for row, verdict in zip(group, verdicts, strict=True):
             if verdict is None and row["backend"] not in YARDSTICKS:
                 continue
-            remarks = sorted({row["dtype"], row["constants"], row["input"]} & REMARKS)
             value, target = "", ""
             if verdict:
                 value = f"{verdict.value:.3g} {verdict.label}"
@@ -460,7 +452,7 @@ def markdown(judged: Judged, absences: list[Absence], failures: list[str]) -> st
                 row["case"],
                 sizes(row),
                 row["mode"],
-                " ".join([row["backend"], *remarks]),
+                " ".join([row["backend"], *remarks(row)]),
                 row["median_ms"],
                 value,
                 target,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import sys
 import time
 
@@ -12,7 +11,6 @@ import cases
 import clock
 import compare
 import graphs
-import plot
 import problems
 import pytest
 import run
@@ -185,39 +183,10 @@ def test_rows_of_a_file_without_a_new_column_stay(tmp_path):
     out, row = tmp_path / "rows.csv", dict.fromkeys(run.FIELDS, "1")
     older = {name: value for name, value in row.items() if name != "input_size"}
     out.write_text(f"{','.join(older)}\n{','.join(older.values())}\n")
-    assert plot.last_runs([out]) == [older | {"input_size": ""}]
     run.append(out, [row])
     run.append(out, [row])
     assert read(out) == [row | {"input_size": ""}, row, row]
     assert out.read_text().count("median_ms") == 1
-
-
-def test_device_slug():
-    assert run.slug("Intel(R) Xeon(R) Processor") == "intel-xeon-processor"
-    assert run.slug("AMD EPYC 7763 64-Core CPU @ 2.45GHz") == "amd-epyc-7763-64-core"
-
-
-def test_plot_reads_the_rows(tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    out = tmp_path / "rows.csv"
-    assert run.main([*TINY, "--case", "lif_forward", "--out", str(out)]) == 0
-    capsys.readouterr()
-    assert plot.main([str(out)]) == 0
-    assert re.search(
-        r"\| lif_forward \| 4, 3, 5 \| forward \| reference( \(default malloc\))? \|",
-        capsys.readouterr().out,
-    )
-    assert out.with_suffix(".png").stat().st_size > 1000
-
-
-def test_plot_shows_the_recurrent_rows(tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    out = tmp_path / "rows.csv"
-    assert run.main([*TINY, *TINY_RECURRENT, "--case", "recurrent", "--out", str(out)]) == 0
-    assert "(4, 3, 5 → 5)" in capsys.readouterr().out
-    assert {"gemm", "reference"} <= {row["backend"] for row in read(out)}
-    assert plot.main([str(out)]) == 0
-    assert "| recurrent | 4, 3, 5 → 5 | forward_backward | gemm" in capsys.readouterr().out
 
 
 def fake_capture(work, after=None):
