@@ -3,7 +3,7 @@
 // V is the type of one value: a float or double for one neuron, or a SIMD vector of them for
 // several. The CPU loops call this; fused_lif/backends/reference.py has the same equations in
 // torch. Every backend does the same operations in the same order and never contracts them into
-// fused multiply-adds, so that all backends spike alike, bit for bit.
+// fused multiply-adds, so that all backends spike alike, bit for bit; only gradients may.
 #pragma once
 
 #include <cstdint>
@@ -144,14 +144,16 @@ FUSED_LIF_HD V backward_from_potential(
     State<V>& grad,
     ConstantGrads<V>& sums,
     const Constants<V>& c) {
+  using M = Math<V>;
   const V grad_drive = c.dt_tau_mem_inv * d;
   V grad_x = grad_drive;
-  if constexpr (has_synapse(kNeuron)) grad_x = grad_x + (grad.i - c.dt_tau_syn_inv * grad.i);
+  if constexpr (has_synapse(kNeuron))
+    grad_x = grad_x + M::multiply_add(-c.dt_tau_syn_inv, grad.i, grad.i);
   if constexpr (kConstantGrads) {
     sums.v_leak = sums.v_leak + grad_drive;
-    sums.dt_tau_mem_inv = sums.dt_tau_mem_inv + d * step.drive;
+    sums.dt_tau_mem_inv = M::multiply_add(d, step.drive, sums.dt_tau_mem_inv);
     if constexpr (has_synapse(kNeuron))
-      sums.dt_tau_syn_inv = sums.dt_tau_syn_inv - grad.i * step.i_jump;
+      sums.dt_tau_syn_inv = M::multiply_add(-grad.i, step.i_jump, sums.dt_tau_syn_inv);
   }
   grad.v = d - grad_drive;
   grad.i = grad_x;
@@ -184,8 +186,8 @@ FUSED_LIF_HD V step_backward(
   if constexpr (has_threshold(kNeuron)) {
     const V v_spiked = kReset == Reset::kSoft ? step.v_decayed - c.v_th : c.v_reset;
     V grad_spike = grad_out;
-    if (!detach_reset) grad_spike = grad_spike + grad.v * (v_spiked - step.v_decayed);
-    const V grad_s = surrogate * grad_spike;
+    if (!detach_reset)
+      grad_spike = Math<V>::multiply_add(grad.v, v_spiked - step.v_decayed, grad_spike);
     V grad_spiked, grad_kept;  // of the potential after a spike, and without
     if constexpr (kSpike == Spike::kSmooth) {
       grad_spiked = step.z * grad.v;
@@ -195,9 +197,9 @@ FUSED_LIF_HD V step_backward(
       grad_spiked = z ? grad.v : zero;
       grad_kept = z ? zero : grad.v;
     }
-    d = (kReset == Reset::kSoft ? grad.v : grad_kept) + grad_s;
+    d = Math<V>::multiply_add(surrogate, grad_spike, kReset == Reset::kSoft ? grad.v : grad_kept);
     if constexpr (kConstantGrads) {
-      sums.v_th = sums.v_th - grad_s;
+      sums.v_th = Math<V>::multiply_add(-surrogate, grad_spike, sums.v_th);
       if constexpr (kReset == Reset::kSoft)
         sums.v_th = sums.v_th - grad_spiked;
       else

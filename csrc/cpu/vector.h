@@ -368,6 +368,21 @@ FUSED_LIF_INLINE Vector<S> atan_vector(Vector<S> x) {
   return x;
 }
 
+// 1 / x for x >= 1, off by a unit in the last place where a division takes as long as the rest of a
+// surrogate. What is below the smallest normal number is 0.
+template <typename S>
+FUSED_LIF_INLINE Vector<S> reciprocal_vector(Vector<S> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) {
+    const __m512 d = (__m512)x, one = _mm512_set1_ps(1.0f);
+    const __mmask16 keep = _mm512_cmp_ps_mask(d, _mm512_set1_ps(0x1p126f), _CMP_NGT_UQ);
+    const __m512 r = _mm512_maskz_rcp14_ps(keep, d);
+    return (Vector<S>)_mm512_maskz_fmadd_ps(keep, r, _mm512_fnmadd_ps(d, r, one), r);
+  }
+#endif
+  return broadcast<S>(S(1)) / x;
+}
+
 template <typename S>
 struct VectorMath {
   static FUSED_LIF_HD Vector<S> constant(double x) { return broadcast<S>(S(x)); }
@@ -375,7 +390,10 @@ struct VectorMath {
   static FUSED_LIF_HD Vector<S> sqrt(Vector<S> x) { return sqrt_vector<S>(x); }
   static FUSED_LIF_HD Vector<S> erf(Vector<S> x) { return erf_vector<S>(x); }
   static FUSED_LIF_HD Vector<S> atan(Vector<S> x) { return atan_vector<S>(x); }
-  static FUSED_LIF_HD Vector<S> reciprocal(Vector<S> x) { return broadcast<S>(S(1)) / x; }
+  static FUSED_LIF_HD Vector<S> multiply_add(Vector<S> a, Vector<S> b, Vector<S> c) {
+    return cpu::FUSED_LIF_ISA::multiply_add<S>(a, b, c);
+  }
+  static FUSED_LIF_HD Vector<S> reciprocal(Vector<S> x) { return reciprocal_vector<S>(x); }
 };
 
 }  // namespace FUSED_LIF_ISA
