@@ -64,7 +64,7 @@ CUDA_FLAGS = (
 )
 # Outputs start as NaN: one that is not written shows up.
 SANITIZER_FLAGS = (
-    "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DFUSED_LIF_POISON"
+    "-fsanitize=address,undefined -fno-sanitize-recover=undefined -g1 -O1 -DFUSED_LIF_POISON"
 )
 
 
@@ -84,7 +84,7 @@ class NinjaBuild(build_ext):
         torch = find_torch()
         if torch is None:
             sys.exit("fused_lif needs torch >= 2.10 to build; FUSED_LIF_TORCH_DIR can name it")
-        ninja = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
+        ninja = shutil.which("ninja", path=sysconfig.get_path("scripts")) or shutil.which("ninja")
         if ninja is None:
             sys.exit("fused_lif needs ninja to build without isolation: pip install ninja")
 
@@ -93,8 +93,6 @@ class NinjaBuild(build_ext):
         flags = [
             CXX_FLAGS,
             SANITIZER_FLAGS if sanitize else "",
-            # First: some releases of torch forbid their own copy of pybind11 to stable-ABI builds.
-            f"-isystem {shlex.quote(pybind11.get_include())}",
             f"-isystem {shlex.quote(str(torch.directory / 'include'))}",
             f"-isystem {shlex.quote(sysconfig.get_path('include'))}",
             f'-DFUSED_LIF_VERSION=\\"{_version()}\\"',
@@ -107,12 +105,17 @@ class NinjaBuild(build_ext):
         if platform.machine().lower() in {"x86_64", "amd64"}:
             sources |= {s: INSTRUCTION_SETS.get(s.name, "") for s in sources}
         if cuda:
-            sources = _cuda_sources(cuda) | sources | _cuda_defines(cuda)  # the slowest ones first
+            sources = _cuda_sources(cuda) | sources  # the slowest ones first
             # Static: the extension loads where CUDA is not installed, and beside any torch.
             link += "".join(f" -L{shlex.quote(str(path))}" for path in cuda.toolkit.libraries)
             link += " -lcudart_static -lpthread -ldl -lrt"
+        # The only file that needs it: its place in an isolated build is another one every time.
+        pybind = f"-isystem {shlex.quote(pybind11.get_include())}"
+        sources[ROOT / "csrc/module.cpp"] = " ".join([pybind, *_cuda_defines(cuda)])
 
         build = Path(self.build_temp).resolve()
+        if self.editable_mode:  # setuptools wants a temporary folder, where ninja finds nothing
+            build = ROOT / f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ class NinjaBuild(build_ext):
             f"flags = {' '.join(filter(None, flags))}",
             f"link = {link}",
             "rule cpp",
-            "  command = $cxx $flags $special -MMD -MF $out.d -c $in -o $out",
+            "  command = $cxx $special $flags -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
@@ -150,10 +153,11 @@ def _cuda_sources(cuda: Cuda) -> dict[Path, str]:
     return {source: include if source.suffix == ".cpp" else "" for source in sources}
 
 
-def _cuda_defines(cuda: Cuda) -> dict[Path, str]:
+def _cuda_defines(cuda: Cuda | None) -> list[str]:
+    if cuda is None:
+        return []
     values = {"ARCHITECTURES": " ".join(cuda.architectures), "VERSION": cuda.toolkit.version}
-    defines = (shlex.quote(f'-DFUSED_LIF_CUDA_{name}="{value}"') for name, value in values.items())
-    return {ROOT / "csrc/module.cpp": " ".join(defines)}
+    return [shlex.quote(f'-DFUSED_LIF_CUDA_{name}="{value}"') for name, value in values.items()]
 
 
 def _nvcc(cuda: Cuda) -> str:

@@ -207,8 +207,8 @@ class Problem:
             self.leaves |= {"v": self.v, "i": self.i}
         if s.model == "recurrent_cell":
             self.leaves["z"] = self.z
-        if s.model == "encoder":
-            self.leaves.pop("tau_syn_inv", None)  # it has no synapse
+        if s.model == "encoder":  # its input is data, and it has no synapse
+            self.leaves = {n: q for n, q in self.leaves.items() if n not in ("x", "tau_syn_inv")}
         for leaf in self.leaves.values():
             leaf.requires_grad_()
 

@@ -30,6 +30,7 @@ import torch
 from cases import CASES, PEAK, SAVED, Case, Row, Shape, Verdict, quick
 from clock import event_seconds, host_seconds, measure, quantiles_ms
 from compare import RAISES, WrongResultError, describe, verify
+from first_call import measure_first_calls
 from graphs import GRAPHS
 from limits import least_bytes, least_ms
 from networks import make_problem
@@ -53,6 +54,7 @@ import fused_lif
 ROOT = Path(__file__).resolve().parent
 ALL_CANDIDATES = CANDIDATES | GRAPHS | PEERS
 LEFT_OUT = "left out without --peers"
+FIRST_CALLS = "first_call"  # a case of its own, in `first_call.py`
 #: Elements of the largest output that is compared: the reference keeps dozens of times as much.
 #: Cases that grow beyond it are compared at their smaller sizes.
 LARGEST_COMPARED = 2**25
@@ -385,6 +387,20 @@ def append(path: Path, rows: list[Row]) -> None:
         writer.writerows(older + rows)
 
 
+def first_calls(runner: Runner, processes: int, build: bool) -> list[Row]:
+    """Measures what is paid once, and appends the rows."""
+    found = measure_first_calls(runner.device, runner.threads, processes, build)
+    rows = [dict.fromkeys(FIELDS, "") | runner.facts | row for row in found.rows]
+    append(runner.out, rows)
+    runner.absences += [Absence(FIRST_CALLS, *absence) for absence in found.absences]
+    for name, reason in found.failures:
+        if name in (*PEERS, *PACKAGES):
+            runner.absences.append(Absence(FIRST_CALLS, name, reason))
+        else:
+            runner.failures.append(f"{FIRST_CALLS}: {name} {reason}")
+    return rows
+
+
 def judge(name: str, case: Case, group: list[Row]) -> list[Verdict | None]:
     """Returns the ratio of each row; only at the shapes of `CASES` with the target."""
     verdicts = [case.judge(row, group) for row in group]
@@ -479,7 +495,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--case",
         action="append",
-        choices=CASES,
+        choices=(*CASES, FIRST_CALLS),
         metavar="NAME",
         help="repeatable; default: all of the device",
     )
@@ -500,6 +516,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--report", type=Path, metavar="FILE", help="write the ratios there, in Markdown")
     add("--quick", action="store_true", help="tiny sizes, no peaks: only shows that it runs")
     add("--check-targets", action="store_true", help="exit with 1 if one is missed or absent")
+    add("--build", action="store_true", help="also build the extension, in the case first_call")
     add("--default-malloc", action="store_true", help="do not let glibc keep freed memory")
     add("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -518,6 +535,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.list:
         for name, case in CASES.items():
             print(f"{name:<22}{case.about}\n{'':<22}{', '.join(case.candidates)} at {case.shapes}")
+        print(f"{FIRST_CALLS:<22}import, first call and what it compiles, and build (--build)")
         return 0
     if options.quick and not options.out:
         raise SystemExit("--quick needs --out: its numbers mean nothing")
@@ -526,18 +544,24 @@ def main(argv: list[str] | None = None) -> int:
     runner = Runner(out, options.device, options.threads, budget, options.peers, options.quick)
     judged: Judged = []
     names = options.case or [n for n, case in CASES.items() if case.device == options.device]
+    if not options.case:
+        names.append(FIRST_CALLS)
     start = time.monotonic()
     for k, name in enumerate(names):
         left = (options.seconds or math.inf) - (time.monotonic() - start)
         if left <= 0:
             runner.absences.append(Absence(name, "the case", "there was no time left"))
             continue
+        print(f"{name} ...", file=sys.stderr)
+        if name == FIRST_CALLS:
+            rows = first_calls(runner, 1 if options.quick else 3, options.build)
+            judged.append((rows, [None] * len(rows)))
+            continue
         # Comparing with the reference takes about as long as measuring.
         runner.budget = min(budget, 0.5 * left / (len(names) - k))
         own = CASES[name].shapes
         shapes = tuple(s for s in options.shape or () if len(s) == len(own[0])) or own
         case = replace(CASES[name], shapes=shapes)
-        print(f"{name} ...", file=sys.stderr)
         judged += [(group, judge(name, case, group)) for group in runner.run(name, case)]
         if options.report:
             options.report.write_text(markdown(judged, runner.absences, runner.failures))

@@ -6,20 +6,24 @@ numbers that count come from `run.py`, which lets the candidates take turns.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cases import CASES, PEAK, SAVED
 from compare import verify
-from problems import BACKWARD, BOTH, FORWARD, YARDSTICKS, Candidate, Problem, Setting
+from networks import make_problem
+from problems import BACKWARD, BOTH, CHANNELS, FORWARD, YARDSTICKS, Candidate, Setting
 from run import ALL_CANDIDATES
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of other libraries are not ours
 
 
 def _small(case: str) -> Setting:
-    _, _, *features = CASES[case].shapes[0]
-    return CASES[case].block(20, 4, *(64 for _ in features))[-1]
+    setting = CASES[case].block(*CASES[case].shapes[0])[-1]
+    N = 4 * CHANNELS if setting.constants == "per channel" else 64
+    small = replace(setting, T=min(setting.T, 20), B=4, N=N)
+    return replace(small, input_size=64) if setting.input_size else small
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ def test_case(benchmark: Any, case: str, mode: str, name: str) -> None:
     setting = _small(case)
     if reasons := candidate.reasons_against(setting, mode):
         pytest.skip(f"{name}: {'; '.join(reasons)}")
-    problem = Problem(setting)
+    problem = make_problem(setting)
     found = verify([candidate], problem, BOTH if mode in (BACKWARD, BOTH) else FORWARD)
     assert not found.get(name), found
     call = candidate.call(problem, mode)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_lif.backends import _autograd
-from fused_lif.backends._autograd import Operators, reasons_against_kernels
+from fused_lif.backends._autograd import Operators, constant_result, reasons_against_kernels
 from fused_lif.backends._base import Backend
 from fused_lif.types import LIFProblem, LIFResult
 
@@ -76,7 +76,7 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
 _covered: dict[int, list[str]] = {}  # devices that have been asked about, with the answer
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _reasons_against_device(index: int) -> list[str]:
     if index not in _covered:
         capability = torch.cuda.get_device_capability(index)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fused_lif.backends import _autograd
-from fused_lif.backends._autograd import Operators, reasons_against_kernels
+from fused_lif.backends._autograd import Operators, constant_result, reasons_against_kernels
 from fused_lif.backends._base import Backend
 from fused_lif.types import LIFProblem, LIFResult
 
@@ -93,7 +93,7 @@ def _unavailable() -> list[str]:
     return []
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 @functools.cache
 def _reasons_against_device(index: int) -> list[str]:
     if IS_INTERPRETED:
@@ -118,7 +118,7 @@ def _reasons_against_device(index: int) -> list[str]:
     return []
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _checkpoint_interval(device: torch.device, dtype: torch.dtype) -> int:
     index = None if device.type == "cpu" else device.index
     return plan.checkpoint_interval(plan.device_of(index), dtype)
