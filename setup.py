@@ -50,7 +50,7 @@ INSTRUCTION_SETS = {
     "kernels_avx512.cpp": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 "
     "-mprefer-vector-width=512",
 }
-# No contraction into fused multiply-adds: all backends must compute the same bits.
+# No contraction into fused multiply-adds: all backends must compute the same spikes.
 CXX_FLAGS = (
     "-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra "
     "-Wno-psabi -Wno-unknown-pragmas -Wno-restrict -DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -114,7 +114,8 @@ class NinjaBuild(build_ext):
         sources[ROOT / "csrc/module.cpp"] = " ".join([pybind, *_cuda_defines(cuda)])
 
         build = Path(self.build_temp).resolve()
-        if self.editable_mode:  # setuptools wants a temporary folder, where ninja finds nothing
+        if self.editable_mode:  # setuptools wants a temporary folder, where ninja finds nothing.
+            # Of torch's headers ninja sees the version, in the flags, and no change.
             build = ROOT / f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve()

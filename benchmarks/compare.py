@@ -26,8 +26,8 @@ class WrongResultError(Exception):
     """One of our candidates differs from the reference."""
 
 
-#: Relative error of gradients of a network in which a spike may move; ten times that for weights.
-NETWORK_LIMIT = 1e-2
+#: Relative error of sums over neurons of which one may have a spike at another time.
+MOVED_SPIKE_LIMIT = 2e-2
 RAISES = "raises "  # begins a difference: there is no result
 
 
@@ -46,7 +46,8 @@ def differences(
     Exact candidates must spike alike. In others one neuron in 100 may have a spike at another
     time; it is left out of the comparison, and so are the sums it is part of. In a recurrent layer
     and in a network all neurons of the batch element receive that spike: one element in eight may
-    differ, and what a spike inside of a network moves is not seen at its output: `NETWORK_LIMIT`.
+    differ. A sum of which nothing would be left, or of a network, where a spike inside may have
+    moved unseen, is compared as it is: `MOVED_SPIKE_LIMIT`.
     """
     found, device = [], expected["z"].device
     actual = {name: value.to(device) for name, value in actual.items()}
@@ -61,7 +62,7 @@ def differences(
         share = 1 - same.float().mean().item()
         if share > (0 if candidate.exact else tolerance):
             found.append(f"z: {share:.2%} of the {counted} spike differently")
-    limit = 1e-5 if candidate.exact else NETWORK_LIMIT if is_network else 1e-3
+    limit = 1e-5 if candidate.exact else 1e-3
     for name, value in actual.items():
         if name == "z" and setting.has_spikes:
             continue
@@ -69,8 +70,9 @@ def differences(
         is_sum = name.endswith(("weights", *CONSTANTS))  # over T and B, and more
         per_neuron = is_sum and a.dim() == 1 and not is_network
         keep = same.all(0) if per_neuron else same.all() if is_sum else same
-        if is_network and not candidate.exact:
-            keep = torch.ones((), device=device)
+        tolerated = limit
+        if not candidate.exact and is_sum and (is_network or not keep.any()):
+            keep, tolerated = torch.ones((), device=device), MOVED_SPIKE_LIMIT / 10
         error, size = ((a - b) * keep).abs(), (b * keep).abs()
         if not name.startswith("grad"):
             worst = error.max() / size.max().clamp_min(1)
@@ -80,8 +82,8 @@ def differences(
             worst = error.max() / size.max().clamp_min(1e-30)
         # A half gradient is rounded once; sums over T and B depend on their order.
         factor = 1e3 if value.dtype.itemsize == 2 else 10 if is_sum else 1
-        if not worst <= factor * limit:
-            found.append(f"{name}: relative error {worst:.1e}, limit {factor * limit:.0e}")
+        if not worst <= factor * tolerated:
+            found.append(f"{name}: relative error {worst:.1e}, limit {factor * tolerated:.0e}")
     return found
 
 

@@ -33,7 +33,6 @@ COLOURS = {
     "cuda": "#d62246",
     "triton": "#e8871e",
     "module": "#8c1c33",
-    "sequence": "#f2727f",
     "cuda_graph": "#8c1c33",
     "triton_graph": "#a85f0c",
     "reference": "#9a9a9a",

@@ -88,7 +88,8 @@ class Graphed:
         `torch.autograd.grad` returns gradients instead of adding to ``.grad``, whose nodes would
         remember the stream of a graph that ran before.
         """
-        layer, leaves = self.inner.layer(problem), tuple(problem.leaves.values())
+        layer = problem.compose(self.inner.layer)
+        leaves = tuple(problem.leaves.values())
 
         def gradients(outputs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor | None, ...]:
             grad_z = problem.grad_z.to(outputs[0].dtype)

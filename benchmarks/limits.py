@@ -2,8 +2,9 @@
 
 A layer must move its input and its output once, and a layer with weights must multiply. How fast
 the machine copies and multiplies is measured in turns with the layers, by the candidates "copy" and
-"matmul". What a layer moves besides (checkpoints, constants, weights, products on the way) is not
-in the limit. Products are counted dense: a layer that adds only weights of spikes can be faster.
+"matmul". What a layer moves besides (checkpoints, constants, weights) is not in the limit; of a
+network, the currents and spikes between its layers are. Products are counted dense: a layer that
+adds only weights of spikes can be faster.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def least_ms(setting: Setting, mode: str, copy_ms: float, matmul_ms: float | Non
         return moving
     if matmul_ms is None:
         return None
-    return max(moving, work.flop / (2 * MATMUL_SIZE**3) * matmul_ms)
+    return max(moving, work.flop / (2 * MATMUL_SIZE[setting.device] ** 3) * matmul_ms)
 
 
 def least_bytes(setting: Setting, mode: str) -> int:

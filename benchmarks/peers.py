@@ -106,13 +106,11 @@ def _loop(problem: Problem, step: Step, p: Any, start: Any) -> Layer:
 def _compiled_loop(problem: Problem, step: Step, p: Any, start: Any) -> Layer:
     """The same with a compiled step; to compile the loop would take a time that grows with T.
 
-    A step is one graph, surrogate included, Norse's as ours. Two steps make all graphs, before it
-    returns.
+    A step is one graph, surrogate included, Norse's as ours. Two steps make those of training,
+    before it returns; that of inference comes with the first call.
     """
     torch._dynamo.config.recompile_limit = GRAPHS_OF_A_STEP
     layer, x = _loop(problem, compiled(step), p, start), problem.x[:2]
-    with torch.no_grad():
-        layer(x)
     z, *_ = layer(x)
     torch.autograd.grad(z, tuple(problem.leaves.values()), torch.ones_like(z), allow_unused=True)
     return layer

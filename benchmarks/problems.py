@@ -86,7 +86,8 @@ class Setting:
         if self.constants != "per channel":
             return (self.N,)
         side = math.isqrt(self.N // CHANNELS)
-        assert CHANNELS * side**2 == self.N
+        if CHANNELS * side**2 != self.N:
+            raise ValueError(f"N must be {CHANNELS} channels of a square, got {self.N}")
         return (CHANNELS, side, side)
 
     @property
@@ -372,7 +373,8 @@ def _copy(problem: Problem, mode: str) -> Callable[[], Any]:
 
 def _matmul(problem: Problem, mode: str) -> Callable[[], Any]:
     """A square product in float32: the rate of multiplications."""
-    a, b, out = (torch.ones(MATMUL_SIZE, MATMUL_SIZE, device=problem.x.device) for _ in range(3))
+    size = MATMUL_SIZE[problem.setting.device]
+    a, b, out = (torch.ones(size, size, device=problem.x.device) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)
 
 

@@ -82,7 +82,9 @@ def _span(values: Iterable[str]) -> str:
 
 def _commits(rows: Iterable[Row]) -> str:
     changes = {"yes": " with changes", "unknown": " (changes unknown)", "no": ""}
-    return ", ".join(dict.fromkeys(row["commit"] + changes[row["uncommitted"]] for row in rows))
+    return ", ".join(
+        dict.fromkeys(row["commit"] + changes.get(row["uncommitted"], "") for row in rows)
+    )
 
 
 def _quantiles(row: Row) -> tuple[float, float, float]:
@@ -138,7 +140,10 @@ class Report:
     def _measured_limits(self) -> list[str]:
         gigabytes: dict[float, list[float]] = {}
         gigaflops: list[float] = []
+        size = MATMUL_SIZE["cuda" if "cuda=" in self.rows[0]["versions"] else "cpu"]
         for row in self.rows:
+            if (row["threads"], row["malloc"]) != self._usual:
+                continue
             seconds = 1e-3 * (number(row, "median_ms") or math.nan)
             if row["backend"] == "copy":
                 element = {"float64": 8, "float32": 4}.get(row["dtype"], 2)
@@ -146,13 +151,13 @@ class Report:
                 copied = max(element * steps, COPIED_BYTES)
                 gigabytes.setdefault(copied / 1e6, []).append(2e-9 * copied / seconds)
             if row["backend"] == "matmul":
-                gigaflops.append(2e-9 * MATMUL_SIZE**3 / seconds)
+                gigaflops.append(2e-9 * size**3 / seconds)
         lines = [
-            (f"copy of {digits(size)} MB", _range(rates), "GB/s, read and written")
-            for size, rates in sorted(gigabytes.items())
+            (f"copy of {digits(copied)} MB", _range(rates), "GB/s, read and written")
+            for copied, rates in sorted(gigabytes.items())
         ]
         if gigaflops:
-            lines.append((f"float32 product of {MATMUL_SIZE}²", _range(gigaflops), "GFLOP/s"))
+            lines.append((f"float32 product of {size}²", _range(gigaflops), "GFLOP/s"))
         return table(("what", "rate", "unit"), lines)
 
     def _summary(self) -> list[str]:
@@ -224,6 +229,7 @@ class Report:
 
     def _first_calls(self) -> list[str]:
         rows = [row for row in self.rows if row["case"] == "first_call"]
+        rows = [row for row in rows if (row["threads"], row["malloc"]) == self._usual]
         modes = list(dict.fromkeys(row["mode"] for row in rows))
         found = {(row["backend"], row["mode"]): row for row in rows}
         return table(
@@ -336,7 +342,7 @@ def fit(line: Sequence[tuple[float, float]], least: float) -> str | None:
     Least squares of logarithms; the deviation is that of the worst point from the law.
     """
     logs = [(math.log(x), math.log(y)) for x, y in line if x > least]
-    if len(logs) < 2:
+    if len(logs) < 3:
         return None
     xs, ys = zip(*logs, strict=True)
     slope, intercept = statistics.linear_regression(xs, ys)
@@ -358,9 +364,13 @@ def insert(text: str, part: str) -> str:
 
 
 def texts(reports: Sequence[Report], results: Path, readme: Path) -> dict[Path, str]:
-    """Returns what each text must be; the first device that ran ours on its CPU is the README's."""
+    """Returns what each text must be.
+
+    The README keeps the device that it shows; by default it is the first that ran ours on its CPU.
+    """
     found = {results / f"{report.name}.md": report.text() for report in reports}
-    for report in reports:
+    shown = [report for report in reports if f"/{report.name}.md)" in readme.read_text()]
+    for report in [*shown, *reports]:
         if any(row["backend"] == "cpu" for row in report.rows):
             folder = results.resolve().relative_to(readme.resolve().parent).as_posix()
             found[readme] = insert(readme.read_text(), report.readme(folder))

@@ -19,7 +19,7 @@ FIELDS = (
     *("malloc", "commit", "uncommitted", "versions", "device", "date"),
 )
 #: Our backends: others are compared with the first of them that ran on the same setting.
-OURS = ("cpu", "cuda", "triton", "module", "sequence", "cuda_graph", "triton_graph")
+OURS = ("cpu", "cuda", "triton", "module", "cuda_graph", "triton_graph")
 #: What is neither ours nor another library.
 YARDSTICKS = ("copy", "matmul", "gemm", "operator")
 #: Cases in which not only the libraries differ.
@@ -28,8 +28,8 @@ OWN_TABLES = ("threads", "first_call")
 PLAIN = {"dtype": "float32", "constants": "per neuron", "input": "busy"}
 #: Bytes that "copy" reads at least: shorter copies show the time of a call.
 COPIED_BYTES = 2**20
-#: Rows and columns of the matrices of "matmul", in float32.
-MATMUL_SIZE = 1024
+#: Rows and columns of the matrices of "matmul", in float32: enough to fill the device.
+MATMUL_SIZE = {"cpu": 1024, "cuda": 4096}
 Row = dict[str, str]
 
 
@@ -51,14 +51,20 @@ def remarks(row: Mapping[str, Any]) -> list[str]:
 
 
 def last_runs(paths: Iterable[Path]) -> list[Row]:
-    """Returns the rows of the last run of each case, device, malloc and number of threads."""
+    """Returns the rows of the last run of each case, malloc and number of threads.
+
+    Devices whose names differ in what `slug` leaves out share a file: it is the last of them.
+    """
     runs: dict[tuple[str, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                key = (row["device"], row["threads"], row["malloc"], row["case"])
-                # Older files lack columns.
-                runs[key][row["date"]].append(dict.fromkeys(FIELDS, "") | row)
+            # Older files lack columns.
+            rows = [dict.fromkeys(FIELDS, "") | row for row in csv.DictReader(file)]
+        device = max(rows, key=lambda row: row["date"])["device"] if rows else ""
+        for row in rows:
+            if row["device"] == device:
+                key = (path.name, row["threads"], row["malloc"], row["case"])
+                runs[key][row["date"]].append(row)
     return [row for dates in runs.values() for row in dates[max(dates)]]
 
 

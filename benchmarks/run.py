@@ -45,6 +45,7 @@ from problems import (
     Candidate,
     Problem,
     Setting,
+    TorchCandidate,
 )
 from rows import FIELDS, remarks, sizes, slug
 from torch import Tensor
@@ -54,10 +55,12 @@ import fused_lif
 ROOT = Path(__file__).resolve().parent
 ALL_CANDIDATES = CANDIDATES | GRAPHS | PEERS
 LEFT_OUT = "left out without --peers"
+#: Seconds that must be left to start another case: each measures some turns whatever its budget.
+LEAST_SECONDS = 30.0
 FIRST_CALLS = "first_call"  # a case of its own, in `first_call.py`
 #: Elements of the largest output that is compared: the reference keeps dozens of times as much.
 #: Cases that grow beyond it are compared at their smaller sizes.
-LARGEST_COMPARED = 2**25
+LARGEST_COMPARED = 2**26
 GPU_BACKENDS = ("cuda", "triton")  # take the place of "cpu" on a GPU
 
 # glibc maps fresh memory for every tensor above 32 MiB; faulting it in costs more than the kernels,
@@ -71,6 +74,18 @@ class Absence(NamedTuple):
     case: str
     backend: str
     reason: str
+
+
+def _least_memory(setting: Setting) -> int:
+    """Returns the bytes of what lives at once: x, z, gradients and buffers, also of a peak."""
+    return 12 * setting.T * setting.B * setting.N * int(getattr(torch, setting.dtype).itemsize)
+
+
+def _available_memory() -> float:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not on macOS
+        return math.inf
 
 
 def saved_bytes(candidate: Candidate, problem: Problem) -> int:
@@ -155,7 +170,7 @@ class Runner:
                 groups += self._run_block(name, case, block)
             except WrongResultError as error:
                 self.failures.append(f"{name} {shape}: {error}")
-            except RuntimeError as error:  # the device is out of memory, say
+            except (RuntimeError, ValueError) as error:  # the device is out of memory, say
                 self.failures.append(f"{name} {shape}: {type(error).__name__}: {error}")
         return groups
 
@@ -169,6 +184,10 @@ class Runner:
         needs_gradient = {BOTH, BACKWARD, SAVED, PEAK} & set(case.modes)
         entries = []
         for setting in block:
+            if self.device == "cpu" and _least_memory(setting) > _available_memory():
+                reason = f"{setting.T, setting.B, setting.N} needs more memory than there is"
+                self.absences.append(Absence(name, "the setting", reason))
+                continue
             problem = make_problem(setting)
             present = (self._present(name, n, case, setting) for n in self._names(case))
             candidates = [c for c in present if c]
@@ -189,7 +208,11 @@ class Runner:
                     )
         groups = []
         for mode in case.modes:
-            able = [(c, p) for c, p in entries if not c.reasons_against(p.setting, _timed(mode))]
+            able = [
+                (c, p)
+                for c, p in entries
+                if not c.reasons_against(p.setting, _timed(mode)) and _has_memory(c, mode)
+            ]
             rows = self._rows(name, case, mode, able) if able else []
             append(self.out, rows)
             groups.append(rows)
@@ -222,8 +245,10 @@ class Runner:
         else:
             budget = self.budget / (len(case.shapes) * len(case.modes))
             calls, entries = self._calls(name, mode, entries)
-            samples = measure(calls, budget, self.clock)
-            torch.set_num_threads(self.threads)
+            try:
+                samples = measure(calls, budget, self.clock)
+            finally:
+                torch.set_num_threads(self.threads)
             times = [quantiles_ms(s) | {"repeats": len(s)} for s in samples]
         for (candidate, problem), columns in zip(entries, times, strict=True):
             setting = problem.setting
@@ -262,6 +287,8 @@ class Runner:
             return ""
         if self.device == "cpu":
             return peak_memory(candidate, setting, mode, self.threads)
+        if not isinstance(candidate, TorchCandidate):  # its memory is not that of torch
+            return ""
         call = candidate.call(make_problem(setting), mode)
         argument, before = call.before(), torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -302,6 +329,13 @@ def add_limits(rows: list[Row], settings: list[Setting]) -> None:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def _has_memory(candidate: Candidate, mode: str) -> bool:
+    """Whether a mode that counts bytes can see those of a candidate."""
+    if mode == SAVED:  # by torch's autograd
+        return isinstance(candidate, TorchCandidate)
+    return mode != PEAK or candidate.name not in YARDSTICKS
 
 
 def _timed(mode: str) -> str:
@@ -401,10 +435,10 @@ def first_calls(runner: Runner, processes: int, build: bool) -> list[Row]:
     return rows
 
 
-def judge(name: str, case: Case, group: list[Row]) -> list[Verdict | None]:
+def judge(name: str, case: Case, group: list[Row], is_quick: bool) -> list[Verdict | None]:
     """Returns the ratio of each row; only at the shapes of `CASES` with the target."""
     verdicts = [case.judge(row, group) for row in group]
-    if set(case.shapes) <= set(CASES[name].shapes):
+    if set(case.shapes) <= set(CASES[name].shapes) and not is_quick:
         return verdicts
     return [v and v._replace(limit=None) for v in verdicts]
 
@@ -542,14 +576,15 @@ def main(argv: list[str] | None = None) -> int:
     out = options.out or ROOT / "results" / f"{slug(device_name(options.device))}.csv"
     budget = min(options.budget, 1.0) if options.quick else options.budget
     runner = Runner(out, options.device, options.threads, budget, options.peers, options.quick)
+    append(out, [])  # says early if it cannot
     judged: Judged = []
     names = options.case or [n for n, case in CASES.items() if case.device == options.device]
-    if not options.case:
+    if not (options.case or options.seconds):  # it takes minutes
         names.append(FIRST_CALLS)
     start = time.monotonic()
     for k, name in enumerate(names):
         left = (options.seconds or math.inf) - (time.monotonic() - start)
-        if left <= 0:
+        if left <= (LEAST_SECONDS if k else 0):
             runner.absences.append(Absence(name, "the case", "there was no time left"))
             continue
         print(f"{name} ...", file=sys.stderr)
@@ -562,7 +597,8 @@ def main(argv: list[str] | None = None) -> int:
         own = CASES[name].shapes
         shapes = tuple(s for s in options.shape or () if len(s) == len(own[0])) or own
         case = replace(CASES[name], shapes=shapes)
-        judged += [(group, judge(name, case, group)) for group in runner.run(name, case)]
+        for group in runner.run(name, case):
+            judged.append((group, judge(name, case, group, options.quick)))
         if options.report:
             options.report.write_text(markdown(judged, runner.absences, runner.failures))
     print_table(judged, runner.absences)

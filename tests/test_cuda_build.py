@@ -179,12 +179,11 @@ def test_toolkit_of_the_environment_precedes_path(variable, machine, tmp_path, m
 def test_what_setup_hands_to_ninja(choice, machine, tmp_path, monkeypatch):
     machine.add_torch(None)
     machine.add_nvcc()
-    write_program(tmp_path / "bin/ninja", "exit 0")
     monkeypatch.setenv("FUSED_LIF_CUDA", choice)
     monkeypatch.setenv("FUSED_LIF_EXTENSION", "1")  # the compiler is not among the programs
     folders = ["--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects"]
     command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=False, capture_output=True)  # ninja finds no compiler
     text = (tmp_path / "objects/build.ninja").read_text()
     assert "cpu/lif_sequence.cpp.o: cpp " in text
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))

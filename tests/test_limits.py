@@ -107,3 +107,36 @@ def test_a_moved_spike_inside_of_a_network_shows_in_its_gradients():
 
     wrong = problems.TorchCandidate("cpu", layer_of)
     assert compare.verify([wrong], problem, BOTH)["cpu"]
+
+
+@pytest.mark.parametrize("constants", ["per channel", "per neuron"])
+def test_a_moved_spike_does_not_hide_wrong_gradients(constants):
+    """A peer may move a spike, but not scale the gradients of the constants."""
+    setting = Setting(40, 3, 128, constants=constants)
+    problem = problems.Problem(setting)
+    reference = problems.functional_layer("reference")
+
+    def wrong(problem):
+        layer = reference(problem)
+
+        def scaled(x):
+            z, v, i = layer(x)
+            z = z - 0.5 * (z - z.detach())  # half of the gradient
+            flip = torch.zeros_like(z)
+            flip[20].view(-1)[0] = 1
+            return (z - flip).abs(), v, i
+
+        return scaled
+
+    peer = problems.TorchCandidate("peer", wrong, exact=False)
+    found = compare.verify([peer], problem, BOTH)["peer"]
+    assert any("tau_mem_inv" in difference for difference in found), found
+
+
+def test_memory_is_not_counted_of_what_torch_cannot_see(tmp_path):
+    out = tmp_path / "rows.csv"
+    arguments = ["--quick", "--budget", "0.02", "--case", "against_t", "--out", str(out)]
+    run.main([*arguments, "--threads", "1"])
+    saved = [line for line in out.read_text().splitlines() if ",saved," in line]
+    assert saved
+    assert not any(",copy," in line or ",jax," in line for line in saved)

@@ -29,7 +29,7 @@ ADJOINT = replace(SCALAR, model="adjoint")
 RECURRENT = replace(LIF, N=20, model="recurrent", input_size=30)
 CELL = replace(LIF, T=1, model="cell")
 RECURRENT_CELL = replace(RECURRENT, T=1, model="recurrent_cell")
-ENCODER = replace(SCALAR, model="encoder")
+ENCODER = replace(LIF, model="encoder")
 SEQUENCES = (LIF, SCALAR, TWO_STATES, ONE_STATE, PER_CHANNEL)
 #: What each peer computes; networks and bfloat16 are tried with the first.
 ABLE = {
