@@ -260,7 +260,6 @@ CASES: dict[str, Case] = {
         ("copy", "cpu", *PER_NEURON_PEERS),
         (FORWARD,),
         (*SHAPES, SMALL_BATCH),
-        memory=True,
     ),
     "lif_forward_backward": Case(
         "the same with gradients of the input and of the constants",

@@ -283,7 +283,7 @@ class Runner:
         return calls, able
 
     def _peak(self, candidate: Candidate, setting: Setting, mode: str) -> int | str:
-        if self.is_quick:
+        if self.is_quick or candidate.name.endswith("_compiled"):  # compiles in every process
             return ""
         if self.device == "cpu":
             return peak_memory(candidate, setting, mode, self.threads)
