@@ -26,8 +26,9 @@ class WrongResultError(Exception):
     """One of our candidates differs from the reference."""
 
 
-#: Relative error of sums over neurons of which one may have a spike at another time.
-MOVED_SPIKE_LIMIT = 2e-2
+#: Relative error of sums over neurons of which one may have a spike at another time; 2.7e-2 was
+#: measured, of jax in a recurrent layer.
+MOVED_SPIKE_LIMIT = 5e-2
 RAISES = "raises "  # begins a difference: there is no result
 
 

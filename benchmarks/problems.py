@@ -467,11 +467,12 @@ def _module(problem: Problem) -> Layer:
 
 
 def _reasons_against_backend(backend: str | None = None) -> Callable[[Setting], list[str]]:
-    """Asks the backend, by default the C++ one of the device, with an input of one neuron."""
+    """Asks the backend, by default the C++ one of the device, with an input of a few neurons."""
 
     def reasons(setting: Setting) -> list[str]:
         try:
-            problem = Problem(replace(setting, T=1, B=1, N=1))
+            N = CHANNELS if setting.constants == "per channel" else 1
+            problem = Problem(replace(setting, T=1, B=1, N=N))
             functional_layer(backend or setting.device)(problem)(problem.x)
         except (RuntimeError, ValueError) as error:
             return [str(error)]

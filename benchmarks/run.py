@@ -60,7 +60,7 @@ LEAST_SECONDS = 30.0
 FIRST_CALLS = "first_call"  # a case of its own, in `first_call.py`
 #: Elements of the largest output that is compared: the reference keeps dozens of times as much.
 #: Cases that grow beyond it are compared at their smaller sizes.
-LARGEST_COMPARED = 2**26
+LARGEST_COMPARED = {"cpu": 2**24, "cuda": 2**26}
 GPU_BACKENDS = ("cuda", "triton")  # take the place of "cpu" on a GPU
 
 # glibc maps fresh memory for every tensor above 32 MiB; faulting it in costs more than the kernels,
@@ -82,10 +82,9 @@ def _least_memory(setting: Setting) -> int:
 
 
 def _available_memory() -> float:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not on macOS
-        return math.inf
+    path = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text()) if path.exists() else None
+    return 1024 * int(found[1]) if found else math.inf
 
 
 def saved_bytes(candidate: Candidate, problem: Problem) -> int:
@@ -192,7 +191,7 @@ class Runner:
             present = (self._present(name, n, case, setting) for n in self._names(case))
             candidates = [c for c in present if c]
             found = {}
-            if problem.grad_z.numel() <= LARGEST_COMPARED:
+            if problem.grad_z.numel() <= LARGEST_COMPARED[self.device]:
                 found = verify(candidates, problem, BOTH if needs_gradient else FORWARD)
             for candidate in candidates:
                 if not (differs := found.get(candidate.name)):
@@ -541,7 +540,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="instead of the shapes of a case that have as many sizes",
     )
     add("--list", action="store_true", help="list the cases and stop")
-    add("--budget", type=float, default=60.0, help="seconds per case (%(default)s)")
+    add("--budget", type=float, default=15.0, help="seconds per case (%(default)s)")
     add("--seconds", type=float, help="start no case after so many, and shorten the budgets")
     add("--threads", type=int, default=2, help="threads of torch (%(default)s)")
     add("--peers", action="store_true", help=f"measure {', '.join(OPTIONAL)} too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import benchmark_path
+import cases
 import compare
 import limits
 import networks
@@ -140,3 +141,10 @@ def test_memory_is_not_counted_of_what_torch_cannot_see(tmp_path):
     saved = [line for line in out.read_text().splitlines() if ",saved," in line]
     assert saved
     assert not any(",copy," in line or ",jax," in line for line in saved)
+
+
+def test_our_candidates_take_every_case():
+    for name, case in cases.CASES.items():
+        for ours in {"cpu", "module"} & set(case.candidates):
+            for setting in case.block(*case.shapes[0]):
+                assert problems.CANDIDATES[ours].reasons_against(setting, FORWARD) == [], name
