@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from problems import BACKWARD, BOTH, CHANNELS, FORWARD, INFERENCE, OURS, YARDSTICKS, Setting
+from problems import BACKWARD, BOTH, CHANNELS, FORWARD, INFERENCE, YARDSTICKS, Setting
+from rows import OURS
 
 SAVED, PEAK = "saved", "peak"  # modes that count bytes
 SHAPES = ((32, 256, 100), (100, 64, 512), (1000, 32, 256), (256, 16, 2048))

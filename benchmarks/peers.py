@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from graphs import Graphed, compiled
+from graphs import GRAPHS, Graphed, compiled
 from peers_jax import JaxScan
 from problems import (
     ALPHA,
+    CANDIDATES,
     DT,
     LEARNABLE,
     Candidate,
@@ -274,6 +275,7 @@ PEERS: dict[str, Candidate] = {
         JaxScan(_needs("jax", "lif", "recurrent")),
     )
 }
+ALL_CANDIDATES = CANDIDATES | GRAPHS | PEERS
 #: Those that are measured with ``--peers`` only.
 OPTIONAL = ("jax",)
 #: The distributions that a row names with their versions.

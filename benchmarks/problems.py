@@ -511,5 +511,3 @@ CANDIDATES: dict[str, Candidate] = {
     )
 }
 YARDSTICKS = ("copy", "matmul", "gemm", "mm_graph", "mm_fused_graph")
-#: Those that targets are about; the others are compared with the first of them in a case.
-OURS = (*_FUSED, "module", "cuda_graph", "triton_graph")

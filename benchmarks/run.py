@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import gc
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -31,14 +29,13 @@ from cases import CASES, PEAK, SAVED, Case, Row, Shape, Verdict, quick
 from clock import event_seconds, host_seconds, measure, quantiles_ms
 from compare import RAISES, WrongResultError, describe, verify
 from first_call import measure_first_calls
-from graphs import GRAPHS
 from limits import least_bytes, least_ms
+from memory import MALLOC, available_memory, least_memory, peak_memory, saved_bytes
 from networks import make_problem
-from peers import OPTIONAL, PACKAGES, PEERS
+from peers import ALL_CANDIDATES, OPTIONAL, PACKAGES, PEERS
 from problems import (
     BACKWARD,
     BOTH,
-    CANDIDATES,
     FORWARD,
     YARDSTICKS,
     Call,
@@ -48,12 +45,10 @@ from problems import (
     TorchCandidate,
 )
 from rows import FIELDS, remarks, sizes, slug
-from torch import Tensor
 
 import fused_lif
 
 ROOT = Path(__file__).resolve().parent
-ALL_CANDIDATES = CANDIDATES | GRAPHS | PEERS
 LEFT_OUT = "left out without --peers"
 #: Seconds that must be left to start another case: each measures some turns whatever its budget.
 LEAST_SECONDS = 30.0
@@ -63,10 +58,6 @@ FIRST_CALLS = "first_call"  # a case of its own, in `first_call.py`
 LARGEST_COMPARED = {"cpu": 2**24, "cuda": 2**26}
 GPU_BACKENDS = ("cuda", "triton")  # take the place of "cpu" on a GPU
 
-# glibc maps fresh memory for every tensor above 32 MiB; faulting it in costs more than the kernels,
-# ours and others'. These settings let it keep freed memory.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-
 
 class Absence(NamedTuple):
     """A candidate that was not measured, and why."""
@@ -74,71 +65,6 @@ class Absence(NamedTuple):
     case: str
     backend: str
     reason: str
-
-
-def _least_memory(setting: Setting) -> int:
-    """Returns the bytes of what lives at once: x, z, gradients and buffers, also of a peak."""
-    return 12 * setting.T * setting.B * setting.N * int(getattr(torch, setting.dtype).itemsize)
-
-
-def _available_memory() -> float:
-    path = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text()) if path.exists() else None
-    return 1024 * int(found[1]) if found else math.inf
-
-
-def saved_bytes(candidate: Candidate, problem: Problem) -> int:
-    """Returns the bytes kept for backward, each storage once, without constants and weights."""
-    parameters = (problem.constants | problem.weights).values()
-    not_counted = {p.untyped_storage().data_ptr() for p in parameters}
-    alive, saved = [], {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        alive.append(tensor)  # a freed address could come back
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in not_counted:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = candidate.call(problem, FORWARD).run(None)
-    del result
-    return sum(saved.values())
-
-
-def _resident_bytes(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    (kilobytes,) = re.findall(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(kilobytes) * 1024
-
-
-def peak_here(candidate: Candidate, setting: Setting, mode: str) -> int:
-    """Returns how far resident memory rises above that with the inputs in place."""
-    warm_up = candidate.call(make_problem(quick(setting)), mode)
-    warm_up.run(warm_up.before())
-    call = candidate.call(make_problem(setting), mode)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM afresh
-    before = _resident_bytes("VmRSS")
-    result = call.run(call.before())
-    peak = _resident_bytes("VmHWM") - before
-    del result
-    return peak
-
-
-def peak_memory(candidate: Candidate, setting: Setting, mode: str, threads: int) -> int | str:
-    """Returns `peak_here` of a fresh process, or an empty string where it cannot be measured."""
-    question = json.dumps([candidate.name, asdict(setting), mode])
-    threads = setting.threads or threads
-    command = [sys.executable, __file__, "--threads", str(threads), "--peak-of", question]
-    environment = {k: v for k, v in os.environ.items() if k not in MALLOC}
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if answer.returncode:
-        print(
-            f"no peak memory of {candidate.name}: {answer.stderr.strip()[-300:]}", file=sys.stderr
-        )
-        return ""
-    return int(answer.stdout.split()[-1])
 
 
 class Runner:
@@ -183,7 +109,7 @@ class Runner:
         needs_gradient = {BOTH, BACKWARD, SAVED, PEAK} & set(case.modes)
         entries = []
         for setting in block:
-            if self.device == "cpu" and _least_memory(setting) > _available_memory():
+            if self.device == "cpu" and least_memory(setting) > available_memory():
                 reason = f"{setting.T, setting.B, setting.N} needs more memory than there is"
                 self.absences.append(Absence(name, "the setting", reason))
                 continue
@@ -551,7 +477,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--check-targets", action="store_true", help="exit with 1 if one is missed or absent")
     add("--build", action="store_true", help="also build the extension, in the case first_call")
     add("--default-malloc", action="store_true", help="do not let glibc keep freed memory")
-    add("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -561,10 +486,6 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     os.environ.setdefault("NPROC", str(options.threads))  # the size of jax's pool of threads
     os.environ.setdefault("JAX_PLATFORMS", options.device)
-    if options.peak_of:
-        name, setting, mode = json.loads(options.peak_of)
-        print(peak_here(ALL_CANDIDATES[name], Setting(**setting), mode))
-        return 0
     if options.list:
         for name, case in CASES.items():
             print(f"{name:<22}{case.about}\n{'':<22}{', '.join(case.candidates)} at {case.shapes}")
@@ -611,7 +532,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    flags = {"--default-malloc", "--peak-of"}  # peaks are those of the default
-    if not flags & set(sys.argv) and not MALLOC.keys() <= os.environ.keys():
+    if "--default-malloc" not in sys.argv and not MALLOC.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
     sys.exit(main())

@@ -13,8 +13,8 @@ import pytest
 from cases import CASES, PEAK, SAVED
 from compare import verify
 from networks import make_problem
+from peers import ALL_CANDIDATES
 from problems import BACKWARD, BOTH, CHANNELS, FORWARD, YARDSTICKS, Candidate, Setting
-from run import ALL_CANDIDATES
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of other libraries are not ours
 
