@@ -77,8 +77,14 @@ def test_norse_computes_our_network(constants):
     candidates = [problems.CANDIDATES["cpu"], peers.PEERS["norse"]]
     found = compare.verify(candidates, problem, BOTH)
     assert found == {"cpu": [], "norse": []}
-    z = problems.REFERENCE.results(problem, FORWARD)["z"]
-    assert 0.01 < z.mean() < 0.2
+    results = problems.REFERENCE.results(problem, BOTH)
+    assert 0.01 < results["z"].mean() < 0.2
+    z = problem.x
+    with torch.no_grad():
+        for layer, weights in zip(problem.layers, problem.weights.values(), strict=True):
+            z, *_ = problems.REFERENCE.layer(layer)(z @ weights.T)
+    assert torch.equal(results["z"], z)
+    assert all(results[f"grad layer{k}_weights"].count_nonzero() for k in (1, 2, 3))
 
 
 def test_the_notebook_in_cells_and_in_one_call_per_layer():
